@@ -1,0 +1,35 @@
+# make demo | test | lint | bench | gpu-check. Each sets up .venv first; once it exists no network is needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench gpu-check clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,train,coco]"
+	@touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+demo: $(STAMP)
+	$(BIN)/python tools/demo.py --out demo
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+
+# On a machine with a GPU; uses the python at hand, because such machines bring their own torch.
+gpu-check:
+	mkdir -p tests/benchmarks/results
+	$(PYTHON) -m pytest tests/kernels -m gpu
+	$(PYTHON) -m pytest tests/benchmarks --benchmark-only --benchmark-json tests/benchmarks/results/gpu.json
+
+clean:
+	rm -rf demo runs .pytest_cache .mypy_cache .ruff_cache

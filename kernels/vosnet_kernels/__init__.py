@@ -1,0 +1,1 @@
+"""Fused operators for video correspondence: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""What people type: parse the arguments, call one function, report."""

@@ -1,0 +1,70 @@
+"""Errors that end a command: what happened, to which value, what to do, and the exit code."""
+
+from __future__ import annotations
+
+
+class VosnetError(Exception):
+    """An expected failure; the command line prints it as one line and exits with `exit_code`.
+
+    Args:
+        code: short stable identifier such as "E204", listed in the README.
+        message: what happened and to which file, key or value.
+        hint: what the user can do about it; empty when nothing sensible can be said.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        end = "" if self.message.endswith((".", "!", "?")) or not self.hint else "."
+        return f"{self.code} {self.message}{end} {self.hint}".rstrip()
+
+    def __reduce__(self) -> tuple[type[VosnetError], tuple[str, str, str]]:
+        return type(self), (self.code, self.message, self.hint)  # survives a process boundary
+
+
+class UsageError(VosnetError):
+    """A wrong option, recipe key or value (codes E1xx)."""
+
+    exit_code = 2
+
+
+class PartialFailureError(VosnetError):
+    """Some inputs failed, the others are done (codes E3xx)."""
+
+    exit_code = 3
+
+
+class InputError(VosnetError, ValueError):
+    """An input is unreadable or does not fit the others (codes E2xx)."""
+
+    exit_code = 4
+
+
+class OutOfMemoryError(VosnetError):
+    """Memory ran out after every smaller setting was tried (codes E5xx)."""
+
+    exit_code = 5
+
+
+class StorageError(VosnetError):
+    """Disk full, read-only, or not writable (codes E6xx)."""
+
+    exit_code = 6
+
+
+class DivergedError(VosnetError):
+    """Training produced non-finite numbers and was stopped (codes E7xx)."""
+
+    exit_code = 7
+
+
+class LockedError(VosnetError):
+    """Another process works in the same run folder (codes E8xx)."""
+
+    exit_code = 8
