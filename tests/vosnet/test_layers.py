@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Lower layers know nothing of higher ones. Rooms of one layer may use each other, with the exceptions below.
 LAYERS = {
-    **dict.fromkeys(["errors", "files", "__init__"], 0),
+    **dict.fromkeys(["errors", "files", "progress", "__init__"], 0),
     **dict.fromkeys(["masks", "metrics", "transforms", "video"], 1),
     **dict.fromkeys(["synthetic", "datasets"], 2),
     "models": 3,

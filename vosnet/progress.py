@@ -1,0 +1,102 @@
+"""Progress with an estimate of the time left: a bar on a terminal, sparse lines in a log, or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import IO, Any, Literal
+
+ProgressMode = Literal["auto", "bar", "lines", "json", "quiet"]
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class Progress:
+    """Reports how far a long job is, on stderr so that stdout stays clean for results.
+
+    Args:
+        total: number of steps, or None when it is not known.
+        label: what is being done.
+        unit: what one step is, such as "frame".
+        mode: "auto" chooses "bar" on a terminal and "lines" (one every 30 s) elsewhere; "json" writes one
+            object a line: `{"progress": label, "done": n, "total": n, "eta_s": s, ...}`.
+        start: steps that were done before, for a resumed job; they do not count for the speed.
+        stream: where to write.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        label: str,
+        *,
+        unit: str = "frame",
+        mode: ProgressMode = "auto",
+        start: int = 0,
+        stream: IO[str] | None = None,
+    ) -> None:
+        self._stream = stream or sys.stderr
+        if mode == "auto":
+            mode = "bar" if self._stream.isatty() else "lines"
+        self.total, self.label, self.unit, self.mode = total, label, unit, mode
+        self.done = self._start = start
+        self._began = self._last_line = time.monotonic()
+        self._bar: Any = None
+        if mode == "bar":
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=label, unit=unit, initial=start, file=self._stream)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def advance(self, steps: int = 1, **fields: float | int | str) -> None:
+        """Count `steps` more; `fields` are shown beside them, such as `loss=1.23`."""
+        self.done += steps
+        if self._bar is not None:
+            if fields:
+                self._bar.set_postfix(fields, refresh=False)
+            self._bar.update(steps)
+        elif self.mode in {"lines", "json"} and time.monotonic() - self._last_line >= self._pause():
+            self._write(fields)
+
+    def close(self) -> None:
+        """Write the last state and end the bar."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self.mode in {"lines", "json"}:
+            self._write({})
+
+    def _pause(self) -> float:
+        return 1.0 if self.mode == "json" else _SECONDS_BETWEEN_LINES
+
+    def _write(self, fields: dict[str, float | int | str]) -> None:
+        self._last_line = now = time.monotonic()
+        rate = (self.done - self._start) / max(now - self._began, 1e-9)
+        left = (self.total - self.done) / rate if self.total is not None and rate > 0 else None
+        if self.mode == "json":
+            eta = None if left is None else round(left, 1)
+            report = {"progress": self.label, "done": self.done, "total": self.total, "eta_s": eta, **fields}
+            self._stream.write(json.dumps(report) + "\n")
+        else:
+            of_total = "" if self.total is None else f"/{self.total}"
+            extra = "".join(f", {key} {value}" for key, value in fields.items())
+            eta_text = "" if not left else f", about {_duration(left)} left"
+            speed = f"{rate:.2f} {self.unit}s/s"
+            self._stream.write(
+                f"{self.label}: {self.done}{of_total} {self.unit}s, {speed}{extra}{eta_text}\n"
+            )
+        self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )
