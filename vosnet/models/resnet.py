@@ -1,0 +1,102 @@
+"""ResNet-18 and ResNet-50 trunks in plain torch; parameters carry torchvision's names."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+Arch = Literal["resnet18", "resnet50"]
+Padding = Literal["zeros", "reflect"]
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+def conv3x3(in_dim: int, out_dim: int, stride: int, padding: Padding) -> nn.Conv2d:
+    return nn.Conv2d(in_dim, out_dim, 3, stride, 1, bias=False, padding_mode=padding)
+
+
+def _projection(in_dim: int, out_dim: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_dim == out_dim:
+        return None
+    return nn.Sequential(nn.Conv2d(in_dim, out_dim, 1, stride, bias=False), nn.BatchNorm2d(out_dim))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, the first with the stride, added to the (projected) input."""
+
+    expansion = 1
+
+    def __init__(self, in_dim: int, dim: int, stride: int, padding: Padding) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_dim, dim, stride, padding)
+        self.bn1 = nn.BatchNorm2d(dim)
+        self.conv2 = conv3x3(dim, dim, 1, padding)
+        self.bn2 = nn.BatchNorm2d(dim)
+        self.downsample = _projection(in_dim, dim, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_dim, h, w] -> [N, dim, h / stride, w / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.bn2(self.conv2(x))
+        return functional.relu(x + shortcut, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolutions, added to the (projected) input."""
+
+    expansion = 4
+
+    def __init__(self, in_dim: int, dim: int, stride: int, padding: Padding) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_dim, dim, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(dim)
+        self.conv2 = conv3x3(dim, dim, stride, padding)
+        self.bn2 = nn.BatchNorm2d(dim)
+        self.conv3 = nn.Conv2d(dim, dim * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(dim * self.expansion)
+        self.downsample = _projection(in_dim, dim * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_dim, h, w] -> [N, 4 * dim, h / stride, w / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = functional.relu(self.bn2(self.conv2(x)), inplace=True)
+        x = self.bn3(self.conv3(x))
+        return functional.relu(x + shortcut, inplace=True)
+
+
+BLOCKS: dict[Arch, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+def stage_strides(output_stride: int) -> tuple[int, int, int, int]:
+    """Stride of layer1..layer4 so that no feature is coarser than `output_stride` image pixels.
+
+    Strides that would go beyond become 1, without dilation, as in DUL, CRW and VFS.
+    """
+    strides, total = [], 4  # conv1 and the max-pooling halve twice
+    for natural in (1, 2, 2, 2):
+        stride = natural if total * natural <= output_stride else 1
+        total *= stride
+        strides.append(stride)
+    return strides[0], strides[1], strides[2], strides[3]
+
+
+def stage_dim(arch: Arch, stage: str) -> int:
+    """Channels that leave `stage`."""
+    return int(64 * 2 ** STAGES.index(stage) * BLOCKS[arch][0].expansion)
+
+
+def make_stage(arch: Arch, stage: str, stride: int, padding: Padding) -> nn.Sequential:
+    """One of layer1..layer4; only its first block is strided."""
+    block, depths = BLOCKS[arch]
+    index = STAGES.index(stage)
+    in_dim = 64 if index == 0 else stage_dim(arch, STAGES[index - 1])
+    dim = 64 * 2**index
+    blocks = [block(in_dim, dim, stride, padding)]
+    blocks += [block(dim * block.expansion, dim, 1, padding) for _ in range(depths[index] - 1)]
+    return nn.Sequential(*blocks)

@@ -1,0 +1,141 @@
+"""Weights files: found, checked against their SHA-256, and read without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vosnet import files
+from vosnet.errors import InputError
+from vosnet.models.encoder import IMAGENET_MEAN, IMAGENET_STD
+from vosnet.models.foreign import EncoderState, recognize
+from vosnet.models.untrusted import load_pickled_tensors
+
+METADATA_KEY = "vosnet"
+
+
+@dataclass
+class Weights:
+    """Tensors under torchvision's names and what the file says about them.
+
+    Attributes:
+        meta: output_stride, padding, mean, std, preset, and `layer` where the file names one.
+    """
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def find_weights(path: str | os.PathLike[str]) -> Path:
+    """The weights file that `path` means: itself, or the newest of a run folder.
+
+    Raises:
+        InputError: nothing there (E210).
+    """
+    path = files.expand(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(
+            "E210", f"checkpoint {path} does not exist", 'Give a file, a run folder, or "random".'
+        )
+    steps = sorted(path.glob("checkpoints/step_*/model.safetensors"), key=lambda p: files.natural_key(str(p)))
+    for file in [path / "model.safetensors", path / "checkpoints/last/model.safetensors", *reversed(steps)]:
+        if file.is_file():
+            return file
+    message = f"run folder {path} holds no model.safetensors, checkpoints/last/ or checkpoints/step_*/"
+    raise InputError("E210", message, "Has the run saved a checkpoint yet?")
+
+
+def read_weights(path: Path) -> Weights:
+    """Read one weights file of ours or of another code base.
+
+    Raises:
+        InputError: unreadable (E211), holds code (E212), damaged (E213), no ResNet in it (E214).
+    """
+    _check_manifest(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    state = recognize(load_pickled_tensors(path))
+    if state is None:
+        message = f"{path} holds no ResNet under the names of DUL, CRW, VFS, torchvision, timm or DINO"
+        raise InputError("E214", message, "Rename its tensors to torchvision's and save them as safetensors.")
+    return _from_state(state)
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        message = f"{path} is no readable safetensors file, or it is cut short or damaged ({error})"
+        raise InputError("E211", message, "Copy or download it again.") from error
+    if METADATA_KEY not in metadata:
+        state = recognize(tensors)
+        if state is None:
+            raise InputError("E214", f"{path} holds no ResNet under torchvision's names")
+        return _from_state(state)
+    try:
+        meta = dict(json.loads(metadata[METADATA_KEY]))
+    except (ValueError, TypeError) as error:
+        raise InputError("E213", f"{path} has damaged metadata ({error})", "Copy it again.") from error
+    expected = meta.pop("content_sha256", None)
+    if expected is not None and expected != content_hash(tensors):
+        raise InputError(
+            "E213", f"{path} is damaged: its tensors do not match their SHA-256", "Copy it again."
+        )
+    return Weights(tensors, {**default_meta(), **meta})
+
+
+def _from_state(state: EncoderState) -> Weights:
+    meta = {**default_meta(), "padding": state.padding, "origin": state.origin}
+    if state.layer is not None:
+        meta |= {"layer": state.layer, "preset": state.origin}
+    return Weights(state.tensors, meta)
+
+
+def _check_manifest(path: Path) -> None:
+    """Compare with `manifest.json` beside the file, where one lists its SHA-256."""
+    manifest = path.with_name("manifest.json")
+    if not manifest.is_file():
+        return
+    try:
+        content = json.loads(manifest.read_text())
+        entry = content.get("files", content).get(path.name)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError("E213", f"{manifest} is unreadable ({error})", "Remove or restore it.") from error
+    expected = entry.get("sha256") if isinstance(entry, dict) else entry
+    if expected is not None and expected != files.sha256(path):
+        message = f"{path} is damaged: its SHA-256 is not the one in {manifest.name}"
+        raise InputError("E213", message, "Use an earlier checkpoint, or copy it again.")
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hexadecimal SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def default_meta() -> dict[str, Any]:
+    """What holds for an encoder that says nothing about itself."""
+    return {
+        "output_stride": 8,
+        "padding": "zeros",
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "preset": None,
+    }
