@@ -1,0 +1,58 @@
+"""Which implementation of an op serves a device, and why: one place to ask, one log line to read."""
+
+import functools
+import importlib.util
+import logging
+from dataclasses import dataclass
+
+import torch
+
+logger = logging.getLogger("vosnet_kernels")
+
+MIN_CUDA_CAPABILITY = (8, 0)  # bfloat16 matrix instructions and asynchronous copies
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An implementation and the reason it was chosen.
+
+    Attributes:
+        name: "torch" (tiled matmuls, any device), "native" (C++ on the CPU) or "triton" (CUDA).
+        reason: one line for people: why this one and not a faster one.
+    """
+
+    name: str
+    reason: str
+
+
+def cpu_backend(op: str) -> Backend:
+    """The implementation that serves `op` on CPU tensors here."""
+    return Backend("torch", f"{op} has no native kernel on this machine")
+
+
+def cuda_backend(op: str, device: torch.device) -> Backend:
+    """The implementation that serves `op` on tensors of a CUDA `device`."""
+    obstacle = can_use_triton(device)
+    if obstacle is None:
+        return Backend("triton", f"{op} runs its Triton kernels on {torch.cuda.get_device_name(device)}")
+    return Backend("torch", f"{op} runs as tiled matmuls: {obstacle}")
+
+
+def can_use_triton(device: torch.device) -> str | None:
+    """Why the Triton kernels cannot run on `device`, or None if they can."""
+    if not _has_triton():
+        return "triton is not installed"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < MIN_CUDA_CAPABILITY:
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)} has capability {major}.{minor}, the kernels need 8.0"
+    return None
+
+
+def log_choice(op: str, backend: Backend) -> None:
+    """Tell the debug log which implementation serves this call."""
+    logger.debug("%s: %s (%s)", op, backend.name, backend.reason)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

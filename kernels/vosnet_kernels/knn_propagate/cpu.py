@@ -1,0 +1,191 @@
+"""k nearest neighbours as a few large matmuls: what runs where neither Triton nor a native kernel does.
+
+A tile of queries shares one rectangle of memory cells, the union of its windows: scores are batched matmuls.
+The k best of a tile come in two steps that scan the scores once: the k largest elements always lie in the k
+rows of cells with the largest maxima (were one outside of them, each of those rows would hold a better one),
+so only row maxima are ranked over everything. Candidates are ranked by a 64-bit key that holds score and cell
+and is therefore unique: equal scores keep the order of (frame, y, x) however the work is cut into chunks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vosnet_kernels.workspace import workspace_bytes
+
+TILE = 8  # queries per side: wider wastes scores outside the windows, narrower makes thin matmuls
+GLOBAL_QUERIES = 128  # queries per matmul over a whole frame
+CELL_BITS = 32
+LAST_CELL = 2**31 - 1  # also the bits below a float32's sign
+
+
+def knn_propagate_tiled(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    *,
+    k: int,
+    temperature: float,
+    radius: int,
+    shape: str,
+    global_frames: int,
+) -> Tensor:
+    """`knn_propagate_reference` in tiles, with float32 sums; any device. Arguments are taken as valid.
+
+    Temporary memory stays near `workspace_bytes()` plus float32 copies of query and value.
+    """
+    B, T, _, h, w = memory.shape
+    readout = torch.empty((B, value.shape[2], h, w), dtype=value.dtype, device=value.device)
+    if readout.numel() == 0:
+        return readout
+    window = Window(radius, shape)
+    if shape == "square" and radius >= max(h, w) - 1:
+        global_frames = T  # every window is the whole frame
+    nobody = _pack(torch.tensor(-torch.inf), torch.tensor(0)).to(
+        query.device
+    )  # weight 0, and a cell that exists
+
+    for b in range(B):
+        cells = query[b].movedim(0, 2).float().contiguous()  # [h, w, C]
+        best = nobody.expand(h, w, k).clone()
+        _search_frames(best, cells, memory[b, :global_frames])
+        _search_windows(best, cells, memory[b], global_frames, window)
+        readout[b] = _copy(best, value[b], temperature)
+    return readout
+
+
+def _search_frames(best: Tensor, query: Tensor, memory: Tensor) -> None:
+    """Rank every cell of the frames `memory` [n, C, h, w] for every query [h, w, C]."""
+    h, w, C = query.shape
+    queries, ranking = query.view(h * w, C), best.view(h * w, -1)
+    step = max(1, min(GLOBAL_QUERIES, workspace_bytes() // (8 * h * w)))
+    for frame, features in enumerate(memory):
+        keys = features.float().reshape(C, h * w)
+        for start in range(0, h * w, step):
+            part = slice(start, start + step)
+            scores = (queries[part] @ keys).view(1, -1, h, w)
+            ranking[part] = _merge(ranking[part], scores, first_cell=frame * h * w, frame_shape=(h, w))
+
+
+def _search_windows(best: Tensor, query: Tensor, memory: Tensor, first: int, window: "Window") -> None:
+    """Rank the cells of memory [T, C, h, w] from frame `first` on that lie in each query's window."""
+    h, w, C = query.shape
+    for x in _tiles(w, window.reach):
+        for t0, strip in _strips(memory, first, x, window.reach):  # [n, C, h, columns]
+            for y in _tiles(h, window.reach):
+                tile = query[y.queries, x.queries].reshape(1, -1, C).expand(len(strip), -1, -1)
+                keys = strip[:, :, y.keys].flatten(2)  # [n, C, rows * columns], a view
+                scores = torch.baddbmm(window.outside(y, x, query.device), tile, keys)
+                rows, columns = y.keys.stop - y.keys.start, x.keys.stop - x.keys.start
+                scores = scores.view(*scores.shape[:2], rows, columns)
+                ranked = best[y.queries, x.queries]
+                first_cell = (t0 * h + y.keys.start) * w + x.keys.start
+                merged = _merge(ranked.flatten(0, 1), scores, first_cell, (h, w))
+                best[y.queries, x.queries] = merged.view_as(ranked)
+
+
+class Tile(NamedTuple):
+    """Along one axis: some queries and the memory cells that their windows reach."""
+
+    queries: slice
+    keys: slice
+
+
+def _tiles(length: int, reach: int) -> list[Tile]:
+    starts = range(0, length, TILE)
+    return [
+        Tile(
+            queries=slice(start, min(start + TILE, length)),
+            keys=slice(max(0, start - reach), min(length, start + TILE + reach)),
+        )
+        for start in starts
+    ]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The neighbourhood of a query cell."""
+
+    radius: int
+    shape: str
+
+    @property
+    def reach(self) -> int:
+        """Largest |dy| and |dx| inside: a disc is strict."""
+        return self.radius - 1 if self.shape == "disc" else self.radius
+
+    def outside(self, y: Tile, x: Tile, device: torch.device) -> Tensor:
+        """0 where a key of the tile lies in the query's window and -inf elsewhere, [queries, keys]."""
+        dy, dx = (
+            torch.arange(axis.keys.start, axis.keys.stop, device=device)[None, :]
+            - torch.arange(axis.queries.start, axis.queries.stop, device=device)[:, None]
+            for axis in (y, x)
+        )  # [query rows, key rows], [query columns, key columns]
+        if self.shape == "disc":
+            inside = dy[:, None, :, None] ** 2 + dx[None, :, None, :] ** 2 < self.radius**2
+        else:
+            inside = (dy.abs() <= self.radius)[:, None, :, None] & (dx.abs() <= self.radius)[None, :, None, :]
+        bias = torch.full(inside.shape, -torch.inf, device=device).masked_fill_(inside, 0.0)
+        return bias.flatten(2).flatten(0, 1)
+
+
+def _strips(memory: Tensor, first: int, x: Tile, reach: int) -> Iterator[tuple[int, Tensor]]:
+    """Key columns of memory as float32 [n, C, h, columns], as many frames at once as the workspace holds."""
+    T, C, h, _ = memory.shape
+    columns = x.keys.stop - x.keys.start
+    frame_bytes = 4 * C * h * columns + 8 * TILE**2 * min(h, TILE + 2 * reach) * columns
+    n = max(1, workspace_bytes() // frame_bytes)
+    for t0 in range(first, T, n):
+        columns_of_frames = memory[t0 : t0 + n, :, :, x.keys]
+        yield t0, columns_of_frames.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+
+
+def _merge(ranking: Tensor, scores: Tensor, first_cell: int, frame_shape: tuple[int, int]) -> Tensor:
+    """The best of `ranking` [Q, k] and of `scores` [n, Q, rows, columns], as ranking keys [Q, k].
+
+    The scores belong to a rectangle of n successive frames whose top left cell is `first_cell`; `frame_shape`
+    (h, w) says how cells are counted.
+    """
+    k = ranking.shape[1]
+    n, Q, rows, columns = scores.shape
+    h, w = frame_shape
+    device = scores.device
+    maxima = scores.amax(3).transpose(0, 1).reshape(Q, n * rows)
+    order = torch.arange(n * rows, device=device)
+    row = LAST_CELL - (_pack(maxima, order).topk(min(k, n * rows), dim=1, sorted=False).values & LAST_CELL)
+    t, y = row // rows, row % rows  # [Q, groups]
+    location = (t * Q + torch.arange(Q, device=device)[:, None]) * rows + y
+    candidates = scores.view(-1, columns)[location]  # [Q, groups, columns]
+    cell = (first_cell + t * (h * w) + y * w)[..., None] + torch.arange(columns, device=device)
+    keys = torch.cat([ranking, _pack(candidates, cell).flatten(1)], dim=1)
+    return keys.topk(k, dim=1, sorted=False).values
+
+
+def _pack(scores: Tensor, cells: Tensor) -> Tensor:
+    """Ranking keys, int64: larger score first, then lower cell."""
+    bits = (scores + 0.0).view(torch.int32).to(torch.int64)  # + 0.0: minus zero equals zero
+    ordered = torch.where(bits < 0, bits ^ LAST_CELL, bits)  # float bits that order like integers
+    return (ordered << CELL_BITS) | (LAST_CELL - cells)
+
+
+def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (float32) and cells (int64) of ranking keys."""
+    bits = keys >> CELL_BITS
+    bits = torch.where(bits < 0, bits ^ LAST_CELL, bits)
+    return bits.to(torch.int32).view(torch.float32), LAST_CELL - (keys & LAST_CELL)
+
+
+def _copy(best: Tensor, value: Tensor, temperature: float) -> Tensor:
+    """Softmax over the ranked scores [h, w, k], applied to value [T, M, h, w]: [M, h, w]."""
+    h, w, k = best.shape
+    labels = value.movedim(1, 3).float().flatten(0, 2)  # [T * h * w, M]
+    step = max(1, workspace_bytes() // (4 * k * labels.shape[1]))
+    ranking, rows = best.view(h * w, k), []
+    for start in range(0, h * w, step):
+        scores, cells = _unpack(ranking[start : start + step])
+        weights = torch.softmax(scores / temperature, dim=1)
+        rows.append((weights[:, None] @ labels[cells]).squeeze(1))
+    return torch.cat(rows).t().view(-1, h, w)

@@ -1,0 +1,188 @@
+"""The contract of `knn_propagate`: schema, one implementation per device, fake, argument checks."""
+
+import torch
+from torch import Tensor
+
+from vosnet_kernels.backends import cpu_backend, cuda_backend, log_choice
+from vosnet_kernels.knn_propagate.cpu import knn_propagate_tiled
+
+SHAPES = ("square", "disc")
+
+
+def knn_propagate(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    *,
+    k: int,
+    temperature: float,
+    radius: int,
+    shape: str = "square",
+    global_frames: int = 0,
+) -> Tensor:
+    """Copy from the k most similar memory cells: the label propagation of Jabri et al. 2020.
+
+    Per query cell, the k largest dot products over all candidates of all frames are divided by `temperature`
+    and turned into weights by a softmax over those k; the weighted sum of their values is the read-out.
+    Features are used as given (callers normalize them) and must be finite; sums are float32.
+
+    Args:
+        query: features of the frame being explained, [B, C, h, w].
+        memory: features of the frames to copy from, [B, T, C, h, w], query's dtype.
+        value: what is copied, e.g. mask probabilities, [B, T, M, h, w], any floating dtype.
+        k: neighbours per query cell, at least 1; where fewer candidates exist, all of them.
+        temperature: softmax temperature, positive.
+        radius: reach of the neighbourhood in cells. It is cut off at the frame's border.
+        shape: "square" keeps |dy|, |dx| <= radius; "disc" keeps dy^2 + dx^2 < radius^2 (strict).
+        global_frames: this many frames at the start of memory are searched over the whole frame.
+
+    Returns:
+        Readout, [B, M, h, w], in value's dtype. Of equal dot products the lowest (frame, y, x) is taken.
+
+    Raises:
+        ValueError: if shapes, devices or settings do not fit; the message holds the rule and the values.
+        TypeError: if a tensor is not floating or query and memory differ in dtype.
+        RuntimeError: if an input requires grad while gradients are recorded: choosing neighbours is not
+            differentiable, and this op is for inference.
+    """
+    if torch.is_grad_enabled() and (query.requires_grad or memory.requires_grad or value.requires_grad):
+        raise RuntimeError(
+            "knn_propagate is for inference and has no gradient, but an input requires grad: "
+            "call it under torch.no_grad() or detach() its inputs"
+        )
+    readout: Tensor = _knn_propagate(query, memory, value, k, temperature, radius, shape, global_frames)
+    return readout
+
+
+@torch.library.custom_op("vosnet::knn_propagate", mutates_args=(), device_types="cpu")
+def _knn_propagate(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    k: int,
+    temperature: float,
+    radius: int,
+    shape: str,
+    global_frames: int,
+) -> Tensor:
+    check_arguments(query, memory, value, k, temperature, radius, shape, global_frames)
+    log_choice("knn_propagate", cpu_backend("knn_propagate"))
+    return _tiled(query, memory, value, k, temperature, radius, shape, global_frames)
+
+
+@_knn_propagate.register_kernel("cuda")
+def _(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    k: int,
+    temperature: float,
+    radius: int,
+    shape: str,
+    global_frames: int,
+) -> Tensor:
+    check_arguments(query, memory, value, k, temperature, radius, shape, global_frames)
+    log_choice("knn_propagate", cuda_backend("knn_propagate", query.device))
+    return _tiled(query, memory, value, k, temperature, radius, shape, global_frames)
+
+
+@_knn_propagate.register_fake
+def _(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    k: int,
+    temperature: float,
+    radius: int,
+    shape: str,
+    global_frames: int,
+) -> Tensor:
+    check_arguments(query, memory, value, k, temperature, radius, shape, global_frames)
+    B, _, M, h, w = value.shape
+    return value.new_empty((B, M, h, w))
+
+
+def _tiled(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    k: int,
+    temperature: float,
+    radius: int,
+    shape: str,
+    global_frames: int,
+) -> Tensor:
+    with torch.autocast(query.device.type, enabled=False):  # it would round the scores to half precision
+        return knn_propagate_tiled(
+            query,
+            memory,
+            value,
+            k=k,
+            temperature=temperature,
+            radius=radius,
+            shape=shape,
+            global_frames=global_frames,
+        )
+
+
+def check_arguments(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    k: int,
+    temperature: float,
+    radius: int,
+    shape: str,
+    global_frames: int,
+) -> None:
+    """Raise unless the arguments satisfy the contract of `knn_propagate`."""
+    _check_tensors(query, memory, value)
+    if k < 1:
+        raise ValueError(f"k must be at least 1 neighbour, got k={k}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive and finite, got temperature={temperature}")
+    if shape not in SHAPES:
+        raise ValueError(f"shape must be one of {SHAPES}, got shape={shape!r}")
+    if radius < 0:
+        raise ValueError(f"radius must not be negative, got radius={radius}")
+    if shape == "disc" and radius < 1:
+        raise ValueError(
+            f'shape="disc" keeps dy^2 + dx^2 < radius^2: radius must be at least 1, got radius={radius}'
+        )
+    if not 0 <= global_frames <= memory.shape[1]:
+        raise ValueError(
+            f"global_frames must lie between 0 and memory's {memory.shape[1]} frames, "
+            f"got global_frames={global_frames}"
+        )
+
+
+def _check_tensors(query: Tensor, memory: Tensor, value: Tensor) -> None:
+    shapes = f"query {tuple(query.shape)}, memory {tuple(memory.shape)}, value {tuple(value.shape)}"
+    if (query.dim(), memory.dim(), value.dim()) != (4, 5, 5):
+        raise ValueError(
+            "knn_propagate takes query [B, C, h, w], memory [B, T, C, h, w] and value [B, T, M, h, w], "
+            f"got {shapes}"
+        )
+    B, C, h, w = query.shape
+    T, M = value.shape[1:3]
+    if tuple(memory.shape) != (B, T, C, h, w):
+        raise ValueError(
+            "memory must have query's batch, channels and grid and value's frames [B, T, C, h, w], "
+            f"got {shapes}"
+        )
+    if tuple(value.shape) != (B, T, M, h, w):
+        raise ValueError(
+            f"value must have query's batch and grid and memory's frames [B, T, M, h, w], got {shapes}"
+        )
+    if T < 1 or C < 1 or M < 1:
+        raise ValueError(f"at least one frame, one channel and one value channel are needed, got {shapes}")
+    if not query.device == memory.device == value.device:
+        raise ValueError(
+            f"all inputs must be on one device, got query on {query.device}, memory on {memory.device}, "
+            f"value on {value.device}"
+        )
+    if not (query.is_floating_point() and value.is_floating_point()) or query.dtype != memory.dtype:
+        raise TypeError(
+            "query and memory must have the same floating dtype and value a floating dtype, "
+            f"got query {query.dtype}, memory {memory.dtype}, value {value.dtype}"
+        )
