@@ -1,0 +1,86 @@
+"""What one training step sees: sets of frames in two views, and how the views correspond."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vosnet.transforms.normalize import normalize_images
+from vosnet.transforms.similarity import warp_images
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A batch before normalization: small enough to cross a process boundary.
+
+    Args:
+        frames: main view, RGB, [B, T, H, W, 3] uint8.
+        theta: main view to regularizing view, output to input, [B, 2, 3].
+        draws: uniform numbers in [0, 1) for whatever the objective leaves to chance, [B, 4] float32.
+        ids: position of each sample in its epoch, [B] int64.
+        names: the video each sample was cut from.
+        bad: videos that could not be read and were replaced, with the reason.
+    """
+
+    frames: Tensor
+    theta: Tensor
+    draws: Tensor
+    ids: Tensor
+    names: tuple[str, ...]
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A batch of clips as objectives take it.
+
+    Args:
+        frames: main view, normalized float32, [B, T, 3, H, W]. Frame 0 is the anchor frame of DUL.
+        view: regularizing view of the same frames, [B, T, 3, H, W].
+        theta: similarity transform between them, regularizing-view point to main-view point, [B, 2, 3].
+        draws: uniform numbers in [0, 1) for whatever the objective leaves to chance, [B, 4] float32: a clip
+            gives the same loss on every rank and after a resume.
+        ids: position of each sample in its epoch, [B] int64.
+        names: the video each sample was cut from, for messages.
+    """
+
+    frames: Tensor
+    view: Tensor
+    theta: Tensor
+    draws: Tensor
+    ids: Tensor
+    names: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Clip:
+        """The same clip on `device`."""
+        tensors = {
+            key: getattr(self, key).to(device, non_blocking=non_blocking)
+            for key in ("frames", "view", "theta", "draws", "ids")
+        }
+        return replace(self, **tensors)
+
+    def __len__(self) -> int:
+        return self.frames.shape[0]
+
+    def part(self, start: int, stop: int) -> Clip:
+        """Samples `start` to `stop` (exclusive) of the batch, for gradient accumulation."""
+        return Clip(
+            self.frames[start:stop],
+            self.view[start:stop],
+            self.theta[start:stop],
+            self.draws[start:stop],
+            self.ids[start:stop],
+            self.names[start:stop],
+        )
+
+
+def assemble_clip(crops: Crops, device: torch.device | str = "cpu") -> Clip:
+    """Move crops to `device`, normalize them and make the regularizing view there."""
+    on_device = crops.frames.to(device, non_blocking=True)
+    theta = crops.theta.to(device, non_blocking=True)
+    frames = normalize_images(on_device.permute(0, 1, 4, 2, 3))
+    view = warp_images(frames, theta)
+    draws, ids = crops.draws.to(device, non_blocking=True), crops.ids.to(device, non_blocking=True)
+    return Clip(frames, view, theta, draws, ids, crops.names)
