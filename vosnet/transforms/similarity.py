@@ -34,7 +34,7 @@ def similarity_theta(scale: Tensor, shift_x: Tensor, shift_y: Tensor, flip: Tens
 def random_similarity(
     generator: torch.Generator, *, zoom: tuple[float, float] = (0.5, 1.0), flip_probability: float = 0.5
 ) -> Tensor:
-    """One random flip-then-zoom that never looks outside the frame, theta [2, 3] (section 4 of Araslanov et al. 2021).
+    """One random flip-then-zoom that never looks outside the frame, theta [2, 3]: DUL's second view.
 
     Differs: the position of the visible part is continuous, where the authors' code takes whole pixels.
 
