@@ -34,7 +34,8 @@ def anchor_cross_entropy(
     Returns:
         Scalar float32.
     """
-    loss: Tensor = _AnchorCrossEntropy.apply(feature, index, anchors, label, temperature, chunk_size)
+    arguments = (feature, index, anchors, label, temperature, chunk_size)
+    loss: Tensor = _AnchorCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
 
 

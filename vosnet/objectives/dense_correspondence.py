@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -132,9 +133,9 @@ class DenseCorrespondence(Objective):
         embedded, grid = self._embed_images(learning)
         with torch.no_grad(), self._regularizing_mode():
             fixed, _ = self._embed_images(still)
-        main = embedded[: B * T].unflatten(0, (B, T))
-        first = embedded[B * T :].unflatten(0, (B, 1))
-        return main, torch.cat([first, fixed.unflatten(0, (B, T - 1))], dim=1), grid
+        main = embedded[: B * T].view(B, T, *embedded.shape[1:])
+        first = embedded[B * T :].view(B, 1, *embedded.shape[1:])
+        return main, torch.cat([first, fixed.view(B, T - 1, *fixed.shape[1:])], dim=1), grid
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         embedded = self.head(self.encoder(images))
@@ -165,19 +166,18 @@ class DenseCorrespondence(Objective):
         first_cell = torch.arange(B * T, device=main.device).view(B, T, 1) * P
         source = torch.where(targets.source[:, None] >= 0, targets.source[:, None] + first_cell, -1)
         label = targets.pseudo_label + rank * targets.anchors.shape[0]
-        options = {"temperature": self.temperature, "chunk_size": self.chunk_size}
-        space_time = anchor_cross_entropy(
+        compare = functools.partial(
+            anchor_cross_entropy,
             main.reshape(-1, C),
-            source[:, 1:].flatten(),  # frame 0 holds the anchors themselves and does not count
-            anchors,
-            label[:, 1:].flatten(),
-            **options,
+            temperature=self.temperature,
+            chunk_size=self.chunk_size,
         )
+        # frame 0 holds the anchors themselves and does not count
+        space_time = compare(source[:, 1:].flatten(), anchors, label[:, 1:].flatten())
         pairs = targets.cross_view_source
         pair_source = torch.where(pairs >= 0, pairs + first_cell[:, 0, :], -1).flatten()
         pair_label = torch.arange(pairs.numel(), device=main.device) + rank * pairs.numel()
-        cross = anchor_cross_entropy(main.reshape(-1, C), pair_source, cross_view, pair_label, **options)
-        return space_time, cross
+        return space_time, compare(pair_source, cross_view, pair_label)
 
     @contextlib.contextmanager
     def _regularizing_mode(self) -> Iterator[None]:

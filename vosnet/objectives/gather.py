@@ -25,7 +25,7 @@ def gather_ranks(tensor: Tensor) -> Tensor:
     """
     if world()[1] == 1:
         return tensor
-    gathered: Tensor = _GatherRanks.apply(tensor)
+    gathered: Tensor = _GatherRanks.apply(tensor)  # type: ignore[no-untyped-call]
     return gathered
 
 
