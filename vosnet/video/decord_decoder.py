@@ -1,0 +1,99 @@
+"""Frames by index through decord, for the files where it was measured to be right."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vosnet.video.info import Frame
+from vosnet.video.probe import Probe
+
+# decord may decode a whole file into memory while nobody reads (see handles.py): only short clips go to it.
+MAX_DECODED_BYTES = 128 << 20
+
+
+class DecordDecoder:
+    """Decodes frames of one file by index with decord.
+
+    Args:
+        path: the video file.
+        threads: decoder threads, 0 for decord's choice.
+
+    Raises:
+        Exception: whatever decord raises for a file it cannot open.
+    """
+
+    name = "decord"
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        decord = import_decord()
+        self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=threads)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def start_times(self) -> np.ndarray[Any, Any]:
+        """Presentation time of each frame in seconds as decord sees it, [T]."""
+        return np.asarray(self._reader.get_frame_timestamp(range(len(self)))[:, 0], np.float64)
+
+    def frame(self, index: int) -> Frame:
+        """Frame `index`.
+
+        Raises:
+            Exception: decord's own error where it cannot decode.
+        """
+        return _array(self._reader[index])
+
+    def close(self) -> None:
+        """Free the reader and what it decoded ahead."""
+        del self._reader
+
+
+def import_decord() -> Any:
+    """The decord module, imported after OpenCV: the other way round `cv2.imread` fails on every PNG.
+
+    Raises:
+        ImportError: decord is not installed.
+    """
+    with contextlib.suppress(ImportError):  # without OpenCV there is nothing that decord could break
+        import cv2  # noqa: F401
+    import decord
+
+    return decord
+
+
+def open_decord(path: Path, probe: Probe, threads: int = 0) -> DecordDecoder | str:
+    """A decord decoder that agrees with the packet index, or one line that says why PyAV must decode."""
+    if probe.traits:
+        return ", ".join(probe.traits)
+    count, (height, width) = len(probe.index.pts), probe.info.size
+    if count * height * width * 3 > MAX_DECODED_BYTES:
+        return f"long clip: decord may hold all its {count} frames in memory"
+    try:
+        decoder = DecordDecoder(path, threads)
+    except ImportError:
+        return "decord is not installed"
+    except Exception as error:  # decord's own classes, and RuntimeError, for bad files
+        return f"decord cannot open it ({first_line(error)})"
+    tolerance = 0.5 / max(probe.info.fps, 1e-6)
+    if len(decoder) != count or not np.allclose(
+        decoder.start_times(), probe.info.pts_s, atol=tolerance, rtol=0
+    ):
+        decoder.close()
+        return "decord counts or times the frames differently"
+    return decoder
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign library's message, shortened; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0][:80] if text else type(error).__name__
+
+
+def _array(picture: Any) -> Frame:
+    # decord.bridge may have been switched to torch by other code in the process.
+    array = picture.asnumpy() if hasattr(picture, "asnumpy") else np.asarray(picture)
+    return np.asarray(array, np.uint8)

@@ -1,0 +1,175 @@
+"""Frames by index through PyAV: seek to the key frame before, decode on to the wanted time stamp."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vosnet.video.info import Frame, PacketIndex
+from vosnet.video.probe import open_container, packets
+
+if TYPE_CHECKING:
+    import av
+    from av.video.stream import VideoStream
+
+# Decoding on is cheaper than seeking while the next key frame is at most this many frames ahead.
+_SKIP_AHEAD = 16
+
+
+class PyavDecoder:
+    """Decodes frames of one file by index, in any order.
+
+    Args:
+        path: the video file.
+        index: where its frames are.
+        size: (H, W) of the upright frames; a frame stored in another size is rescaled to it.
+        rotation: quarter turns counter-clockwise in degrees.
+        threads: decoder threads, 0 for as many as FFmpeg likes.
+    """
+
+    name = "pyav"
+    _frames: Generator[tuple[int, av.VideoFrame], None, None]
+    _pending: tuple[int, av.VideoFrame] | None
+
+    def __init__(
+        self, path: Path, index: PacketIndex, size: tuple[int, int], rotation: int, threads: int = 0
+    ) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._path, self._index, self._threads = path, index, threads
+        self._turns = rotation // 90
+        self._stored = size if self._turns % 2 == 0 else (size[1], size[0])
+        self._order = {int(pts): i for i, pts in enumerate(index.pts)}
+        self._reformatter = VideoReformatter()
+        self.rescaled: set[tuple[int, int]] = set()
+        self.errors = 0
+        self._careful = False
+        self._open()
+
+    def frame(self, index: int) -> Frame | None:
+        """Frame `index`, or None when it cannot be decoded."""
+        if self._place > index or self._jump_pays(index):
+            self._seek(index)
+        found = self._advance(index)
+        if self.errors and not self._careful:
+            # Frame threads lose good frames around a damaged one, and which ones depends on timing.
+            self._careful = True
+            self._seek(index)
+            found = self._advance(index)
+        if found is None and self._landed:
+            # A decoder may need more than the last key frame to recover (intra refresh).
+            self._seek(index, skip=1)
+            found = self._advance(index)
+        if found is None and self._landed and self._index.counted:
+            self._restart()  # seeking in program streams is a guess; from the start the frame is there
+            found = self._advance(index)
+        return None if found is None else self._convert(found)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._frames.close()
+        self._container.close()
+
+    def _jump_pays(self, index: int) -> bool:
+        if not self._index.seekable or index - self._place <= _SKIP_AHEAD:
+            return False
+        key = self._index.key_before(int(self._index.pts[index]))
+        return key is not None and key > int(self._index.pts[self._place])
+
+    def _advance(self, index: int) -> av.VideoFrame | None:
+        """Decode up to frame `index`. `_place` is the lowest index that the stream can still give."""
+        while True:
+            if self._pending is None:
+                self._pending = next(self._frames, None)
+            if self._pending is None:
+                self._place = len(self._index.pts)
+                return None
+            place, frame = self._pending
+            if place > index:
+                self._place = place
+                return None  # the decoder passed over it: damaged
+            self._pending = None
+            self._place = place + 1
+            if place == index:
+                return frame
+
+    def _restart(self) -> None:
+        """Open the file at its start."""
+        self.close()
+        self._open()
+
+    def _open(self) -> None:
+        self._container, self._stream = open_container(self._path)
+        context = self._stream.codec_context
+        context.thread_type = "SLICE" if self._careful else "AUTO"
+        context.thread_count = 1 if self._careful else self._threads
+        self._landed = False  # whether decoding began at a key frame that was sought
+        self._begin(packets(self._container, self._stream))
+
+    def _begin(self, source: Iterator[av.Packet[VideoStream] | Exception]) -> None:
+        self._frames = self._decode(source)
+        self._pending = None
+        self._place = 0
+
+    def _seek(self, index: int, skip: int = 0) -> None:
+        """Continue from a key frame at or before frame `index`, from the file's start if need be."""
+        import av
+
+        if self._careful and self._stream.codec_context.thread_count != 1:
+            self._restart()
+        pts = int(self._index.pts[index])
+        key = self._index.key_before(pts, skip=skip) if self._index.seekable else None
+        if key is None:
+            self._restart()
+            return
+        try:
+            self._container.seek(key, stream=self._stream, backward=True)
+        except (av.FFmpegError, OSError):
+            self._restart()
+            return
+        source = packets(self._container, self._stream)
+        first = next(source, None)
+        if first is None or isinstance(first, Exception) or first.pts is None or first.pts > key:
+            self._restart()  # the container's own index is wrong
+            return
+        self._landed = True
+        self._begin(chain([first], source))
+
+    def _decode(
+        self, source: Iterator[av.Packet[VideoStream] | Exception]
+    ) -> Generator[tuple[int, av.VideoFrame], None, None]:
+        """Frames in presentation order with their index; damaged packets are counted and passed over."""
+        import av
+
+        count = 0
+        for packet in source:
+            if isinstance(packet, Exception):
+                self.errors += 1
+                continue
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                self.errors += 1
+                continue
+            for frame in frames:
+                assert isinstance(frame, av.VideoFrame)
+                place = (
+                    self._order.get(frame.pts if frame.pts is not None else -1)
+                    if self._index.seekable
+                    else count
+                )
+                count += 1
+                if place is not None and place < len(self._index.pts) and not frame.is_corrupt:
+                    yield place, frame
+
+    def _convert(self, frame: av.VideoFrame) -> Frame:
+        height, width = self._stored
+        if (frame.height, frame.width) != self._stored:
+            self.rescaled.add((frame.height, frame.width))
+        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24")
+        picture = np.asarray(rgb.to_ndarray(), np.uint8)
+        return np.ascontiguousarray(np.rot90(picture, self._turns)) if self._turns else picture
