@@ -1,0 +1,133 @@
+"""How the CPU implementation cuts a frame: tiles of query cells, and bands in which their windows are contiguous.
+
+The memory columns that one column of tiles can see are a band [h, T, U, C]: whole rows of cells below each other, so
+the window of a tile is a block of rows and the windows of several tiles are one strided view of the band.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TILE = 8
+# Instead of -inf, whose differences are NaN: far below every logit, and 2 to this power is exactly 0.
+NEVER = -1e30
+
+
+class Span(NamedTuple):
+    """One tile along one axis: its query cells [start, stop) and the cells inside the frame they see [low, high)."""
+
+    start: int
+    stop: int
+    low: int
+    high: int
+
+    def shape(self) -> tuple[int, int, int]:
+        """Tiles of the same shape share their window mask: query cells, window cells, offset between the two."""
+        return self.stop - self.start, self.high - self.low, self.start - self.low
+
+
+class Block(NamedTuple):
+    """`count` tiles of one column, below each other: `rows` is the first, the others follow every TILE rows."""
+
+    rows: Span
+    cols: Span
+    count: int
+
+
+def tile_spans(size: int, radius: int) -> list[Span]:
+    """All tiles along an axis of `size` cells; the last one may be narrower, windows are cut at the frame."""
+    starts = range(0, size, TILE)
+    return [
+        Span(start, min(start + TILE, size), max(start - radius, 0), min(start + TILE + radius, size))
+        for start in starts
+    ]
+
+
+def column_blocks(height: int, cols: Span, radius: int, most: int) -> Iterator[Block]:
+    """The tiles of one column, those of equal shape together, at most `most` at a time."""
+    for _, group in groupby(tile_spans(height, radius), key=Span.shape):
+        rows = list(group)
+        for first in range(0, len(rows), most):
+            yield Block(rows[first], cols, len(rows[first : first + most]))
+
+
+class WindowMasks:
+    """0 where a query cell sees a cell of its tile's window, NEVER elsewhere: [tile, rows * T * U] per block."""
+
+    def __init__(self, radius: int, frames: int, like: Tensor) -> None:
+        self._radius, self._frames, self._like = radius, frames, like
+        self._cols_shape: tuple[int, int, int] | None = None
+        self._masks: dict[tuple[int, int, int], Tensor] = {}
+
+    def __getitem__(self, block: Block) -> Tensor:
+        rows_shape, cols_shape = block.rows.shape(), block.cols.shape()
+        if cols_shape != self._cols_shape:  # neighbouring columns share masks; older ones never return
+            self._masks.clear()
+            self._cols_shape = cols_shape
+        if rows_shape not in self._masks:
+            self._masks[rows_shape] = self._build(rows_shape, cols_shape)
+        return self._masks[rows_shape]
+
+    def _build(self, rows: tuple[int, int, int], cols: tuple[int, int, int]) -> Tensor:
+        seen_y, seen_x = self._seen(rows), self._seen(cols)  # [th, rows], [tw, U]
+        seen = seen_y[:, None, :, None, None] & seen_x[None, :, None, None, :]  # [th, tw, rows, 1, U]
+        mask = self._like.new_zeros(seen.shape).masked_fill_(~seen, NEVER)
+        return mask.expand(-1, -1, -1, self._frames, -1).reshape(rows[0] * cols[0], -1)
+
+    def _seen(self, shape: tuple[int, int, int]) -> Tensor:
+        queries, cells, offset = shape
+        device = self._like.device
+        query_at = torch.arange(queries, device=device) + offset
+        return (query_at[:, None] - torch.arange(cells, device=device)).abs() <= self._radius
+
+
+def channels_last(frames: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, C, h, w] -> [N, h, w, C], always a fresh tensor.
+
+    Frame by frame as plain matrices, because PyTorch transposes those several times faster than it permutes axes.
+    """
+    n, c, h, w = frames.shape
+    out = frames.new_empty((n, h, w, c), dtype=dtype)
+    for target, frame in zip(out, frames):
+        target.view(h * w, c).copy_(frame.to(dtype).reshape(c, h * w).t())
+    return out
+
+
+def key_band(keys: Tensor, cols: Span) -> Tensor:
+    """The memory columns that a column of tiles can see: [T, h, w, C] -> [h, T, U, C]."""
+    return keys[:, :, cols.low : cols.high].transpose(0, 1).contiguous()
+
+
+def key_windows(band: Tensor, block: Block) -> Tensor:
+    """The windows of a block's tiles as overlapping views of a band: [h, T, U, C] -> [n, rows * T * U, C]."""
+    _, t, u, c = band.shape
+    row = t * u * c
+    cells = (block.rows.high - block.rows.low) * t * u
+    return band.as_strided((block.count, cells, c), (TILE * row, c, 1), block.rows.low * row)
+
+
+def value_windows(band: Tensor, block: Block) -> Tensor:
+    """As `key_windows`, channels outermost: [M, h, T, U] -> [n, M, rows * T * U]."""
+    m, h, t, u = band.shape
+    row = t * u
+    cells = (block.rows.high - block.rows.low) * row
+    return band.as_strided((block.count, m, cells), (TILE * row, h * row, 1), block.rows.low * row)
+
+
+def query_tiles(cells: Tensor, block: Block) -> Tensor:
+    """The query cells of a block, row-major within a tile: [h, w, C] -> [n, tile, C]."""
+    rows, cols, n = block
+    part = cells[rows.start : rows.start + (n - 1) * TILE + rows.stop - rows.start, cols.start : cols.stop]
+    return part.unflatten(0, (n, -1)).flatten(1, 2)
+
+
+def put_tiles(target: Tensor, tiles: Tensor, block: Block) -> None:
+    """Write a block's tiles [n, tile, C] to where they belong in `target` [h, w, C], which may be a view."""
+    rows, cols, n = block
+    part = target[rows.start : rows.start + (n - 1) * TILE + rows.stop - rows.start, cols.start : cols.stop]
+    part.copy_(tiles.view(part.shape[0], cols.stop - cols.start, -1))

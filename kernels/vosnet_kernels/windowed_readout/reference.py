@@ -1,0 +1,47 @@
+"""The definition of the windowed readout: a few lines of plain PyTorch in the dtype of its inputs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def windowed_readout_reference(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    *,
+    radius: int,
+    temperature: float = 1.0,
+    outside: str = "exclude",
+) -> Tensor:
+    """Copy values from memory, weighted by a softmax over all cells in each query cell's window.
+
+    Every intermediate has the inputs' dtype and is as large as the windows ask, so this serves small maps:
+    in float64 it is the truth that implementations are measured against, in lower precision the baseline.
+
+    Args:
+        query: features of the frame being explained, [B, C, h, w].
+        memory: features of the earlier frames, [B, T, C, h, w].
+        value: what is copied, [B, T, M, h, w].
+        radius: window half-side in cells, inclusive; the window is 2 * radius + 1 wide.
+        temperature: divides the affinity.
+        outside: "exclude" gives cells beyond the frame no weight, "zero" lets them keep logit 0 and value 0.
+
+    Returns:
+        Readout, [B, M, h, w].
+    """
+    logits = torch.einsum("bchw,btchwij->bhwtij", query, _windows(memory, radius)) / temperature
+    if outside == "exclude":
+        inside = _windows(torch.ones_like(query[:1, None, :1]), radius)[0, :, 0]  # [1, h, w, i, j]
+        logits = logits.masked_fill(inside.movedim(0, 2) == 0, float("-inf"))
+    weights = logits.flatten(3).softmax(dim=-1).view_as(logits)
+    return torch.einsum("bhwtij,btmhwij->bmhw", weights, _windows(value, radius))
+
+
+def _windows(x: Tensor, radius: int) -> Tensor:
+    """The window around every cell, zeros beyond the frame: [B, T, C, h, w] -> [B, T, C, h, w, side, side]."""
+    side = 2 * radius + 1
+    padded = F.pad(x, (radius, radius, radius, radius))
+    return padded.unfold(3, side, 1).unfold(4, side, 1)
