@@ -1,7 +1,7 @@
-"""How the CPU implementation cuts a frame: tiles of query cells, and bands in which their windows are contiguous.
+"""How the CPU implementation cuts a frame: tiles of query cells, and bands that hold their windows.
 
-The memory columns that one column of tiles can see are a band [h, T, U, C]: whole rows of cells below each other, so
-the window of a tile is a block of rows and the windows of several tiles are one strided view of the band.
+The memory columns that one column of tiles can see are a band [h, T, U, C]: whole rows of cells below each
+other, so the window of a tile is a block of rows, and the windows of several tiles are one strided view.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NEVER = -1e30
 
 
 class Span(NamedTuple):
-    """One tile along one axis: its query cells [start, stop) and the cells inside the frame they see [low, high)."""
+    """One tile along one axis: its query cells [start, stop) and the cells they see [low, high)."""
 
     start: int
     stop: int
@@ -27,16 +27,21 @@ class Span(NamedTuple):
     high: int
 
     def shape(self) -> tuple[int, int, int]:
-        """Tiles of the same shape share their window mask: query cells, window cells, offset between the two."""
+        """Query cells, window cells and the offset between them: tiles that agree share their mask."""
         return self.stop - self.start, self.high - self.low, self.start - self.low
 
 
 class Block(NamedTuple):
-    """`count` tiles of one column, below each other: `rows` is the first, the others follow every TILE rows."""
+    """Tiles of one column, below each other: `rows` is the first, the others follow every TILE rows."""
 
     rows: Span
     cols: Span
-    count: int
+    num_tiles: int
+
+    def query_cells(self) -> tuple[slice, slice]:
+        """The part of the frame that the tiles cover."""
+        height = (self.num_tiles - 1) * TILE + self.rows.stop - self.rows.start
+        return slice(self.rows.start, self.rows.start + height), slice(self.cols.start, self.cols.stop)
 
 
 def tile_spans(size: int, radius: int) -> list[Span]:
@@ -57,7 +62,7 @@ def column_blocks(height: int, cols: Span, radius: int, most: int) -> Iterator[B
 
 
 class WindowMasks:
-    """0 where a query cell sees a cell of its tile's window, NEVER elsewhere: [tile, rows * T * U] per block."""
+    """0 where a query cell sees a cell of its tile's window, NEVER elsewhere: [tile, rows * T * U]."""
 
     def __init__(self, radius: int, frames: int, like: Tensor) -> None:
         self._radius, self._frames, self._like = radius, frames, like
@@ -89,7 +94,7 @@ class WindowMasks:
 def channels_last(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """[N, C, h, w] -> [N, h, w, C], always a fresh tensor.
 
-    Frame by frame as plain matrices, because PyTorch transposes those several times faster than it permutes axes.
+    Frame by frame as plain matrices: PyTorch transposes those several times faster than it permutes axes.
     """
     n, c, h, w = frames.shape
     out = frames.new_empty((n, h, w, c), dtype=dtype)
@@ -108,7 +113,7 @@ def key_windows(band: Tensor, block: Block) -> Tensor:
     _, t, u, c = band.shape
     row = t * u * c
     cells = (block.rows.high - block.rows.low) * t * u
-    return band.as_strided((block.count, cells, c), (TILE * row, c, 1), block.rows.low * row)
+    return band.as_strided((block.num_tiles, cells, c), (TILE * row, c, 1), block.rows.low * row)
 
 
 def value_windows(band: Tensor, block: Block) -> Tensor:
@@ -116,18 +121,16 @@ def value_windows(band: Tensor, block: Block) -> Tensor:
     m, h, t, u = band.shape
     row = t * u
     cells = (block.rows.high - block.rows.low) * row
-    return band.as_strided((block.count, m, cells), (TILE * row, h * row, 1), block.rows.low * row)
+    return band.as_strided((block.num_tiles, m, cells), (TILE * row, h * row, 1), block.rows.low * row)
 
 
 def query_tiles(cells: Tensor, block: Block) -> Tensor:
     """The query cells of a block, row-major within a tile: [h, w, C] -> [n, tile, C]."""
-    rows, cols, n = block
-    part = cells[rows.start : rows.start + (n - 1) * TILE + rows.stop - rows.start, cols.start : cols.stop]
-    return part.unflatten(0, (n, -1)).flatten(1, 2)
+    part = cells[block.query_cells()]
+    return part.reshape(block.num_tiles, -1, part.shape[2])
 
 
 def put_tiles(target: Tensor, tiles: Tensor, block: Block) -> None:
     """Write a block's tiles [n, tile, C] to where they belong in `target` [h, w, C], which may be a view."""
-    rows, cols, n = block
-    part = target[rows.start : rows.start + (n - 1) * TILE + rows.stop - rows.start, cols.start : cols.stop]
-    part.copy_(tiles.view(part.shape[0], cols.stop - cols.start, -1))
+    part = target[block.query_cells()]
+    part.copy_(tiles.view(part.shape))

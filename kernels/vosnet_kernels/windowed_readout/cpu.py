@@ -1,20 +1,20 @@
 """The windowed readout in plain PyTorch: what runs where no compiled kernel serves.
 
-The frame is cut into tiles of 8 x 8 query cells. The cells that a tile can see form a rectangle, so its affinities
-are one matrix product of 64 queries with a few hundred keys instead of the whole frame (`bands.py`). All frames of
-the memory stand in the same product, so a softmax sees its whole row at once. Logits are kept in base 2, because
-`exp2` is the fast exponential of PyTorch's CPU code.
+The frame is cut into tiles of 8 x 8 query cells. The cells that a tile can see form a rectangle, so its
+affinities are one matrix product of 64 queries with a few hundred keys instead of the whole frame
+(`bands.py`). All frames of the memory stand in the same product, so a softmax sees its whole row at once.
+Logits are kept in base 2, because `exp2` is the fast exponential of PyTorch's CPU code.
 
-Cells beyond the frame are never touched. The rule "zero" gives each of them logit 0 and value 0, which adds their
-number to the softmax denominator and nothing else: it is applied once at the end, and `lse` tells the backward pass.
-
-The backward pass computes the logits again from the saved log-sum-exp; nothing of the size of the affinities outlives
+Cells beyond the frame are never touched. The rule "zero" gives each of them logit 0 and value 0, which adds
+their number to the softmax denominator and nothing else: it is applied once at the end, and the log-sum-exp
+carries it to the backward pass. That pass computes the logits again; nothing of the affinities' size outlives
 a block of tiles. Sums run in a fixed order.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from vosnet_kernels.windowed_readout.bands import (
     tile_spans,
     value_windows,
 )
+from vosnet_kernels.workspace import workspace_bytes
 
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2.0)
@@ -83,11 +84,11 @@ def readout_backward(
     delta: Tensor,
     radius: int,
     temperature: float,
-    needs: tuple[bool, bool, bool],
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of query, memory and value.
 
-    The rule for cells beyond the frame needs no repeating: it is contained in `lse`, and they get no gradient.
+    The rule for cells beyond the frame needs no repeating: `lse` contains it, and they get no gradient.
 
     Args:
         grad: gradient of the readout, [B, M, h, w].
@@ -98,7 +99,8 @@ def readout_backward(
         needs: which of the three gradients are wanted; no work is done for the others.
 
     Returns:
-        Three gradients shaped and typed like their inputs or None; query's and memory's have channels innermost.
+        Three gradients with shape and dtype of their inputs, or None. Those of query and memory have their
+        channels innermost, as views of [B, h, w, C] and [B, T, h, w, C].
     """
     b, c, h, w = query.shape
     t, m = value.shape[1:3]
@@ -144,13 +146,13 @@ def readout_backward(
 
 
 def _tiles_at_once(radius: int, frames: int, dtype: torch.dtype) -> int:
-    """Tiles whose logits fit in the block budget, at least one."""
+    """Tiles whose logits fit in the cache and, with their gradients, in the workspace limit; at least one."""
     one = TILE**2 * (TILE + 2 * radius) ** 2 * frames * dtype.itemsize
-    return max(1, torch.get_num_threads() * BLOCK_BYTES // one)
+    return max(1, min(torch.get_num_threads() * BLOCK_BYTES, workspace_bytes() // 2) // one)
 
 
 def _with_ones(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """[T, M, h, w] -> [M + 1, h, T, w]; the channel of ones makes the softmax denominator part of the readout."""
+    """[T, M, h, w] -> [M + 1, h, T, w]; reading out the channel of ones gives the softmax denominator."""
     t, m, h, w = value.shape
     out = value.new_ones((m + 1, h, t, w), dtype=dtype)
     out[:m] = value.permute(1, 2, 0, 3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,14 +33,14 @@ def windowed_readout_reference(
     """
     logits = torch.einsum("bchw,btchwij->bhwtij", query, _windows(memory, radius)) / temperature
     if outside == "exclude":
-        inside = _windows(torch.ones_like(query[:1, None, :1]), radius)[0, :, 0]  # [1, h, w, i, j]
-        logits = logits.masked_fill(inside.movedim(0, 2) == 0, float("-inf"))
+        inside = _windows(query.new_ones(1, 1, 1, *query.shape[2:]), radius)  # [1, 1, 1, h, w, i, j]
+        logits = logits.masked_fill(inside[0].movedim(1, 3) == 0, float("-inf"))
     weights = logits.flatten(3).softmax(dim=-1).view_as(logits)
     return torch.einsum("bhwtij,btmhwij->bmhw", weights, _windows(value, radius))
 
 
 def _windows(x: Tensor, radius: int) -> Tensor:
-    """The window around every cell, zeros beyond the frame: [B, T, C, h, w] -> [B, T, C, h, w, side, side]."""
+    """Window of every cell, zeros beyond the frame: [B, T, C, h, w] -> [B, T, C, h, w, side, side]."""
     side = 2 * radius + 1
-    padded = F.pad(x, (radius, radius, radius, radius))
+    padded = torch.nn.functional.pad(x, (radius, radius, radius, radius))
     return padded.unfold(3, side, 1).unfold(4, side, 1)

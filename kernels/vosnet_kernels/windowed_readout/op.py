@@ -1,0 +1,146 @@
+"""The contract of `windowed_readout`: schema, implementations, fakes, autograd, argument checks.
+
+The backward pass is an op of its own, so that a compiler sees it, and `opcheck` tests it, like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vosnet_kernels.backends import cpu_backend, log_choice
+from vosnet_kernels.checks import check_tensors
+from vosnet_kernels.windowed_readout import cpu
+
+OUTSIDE_RULES = ("exclude", "zero")
+
+
+def windowed_readout(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    *,
+    radius: int,
+    temperature: float = 1.0,
+    outside: str = "exclude",
+) -> Tensor:
+    """Copy values from memory, weighted by a softmax over all cells in each query cell's window.
+
+    The restricted attention of Lai et al. 2020: one softmax over the affinities with the cells of all T
+    memory frames that lie at most `radius` away in each direction, applied to their values. Affinities,
+    softmax and sums are at least float32 whatever the inputs are. Differentiable in query, memory and value;
+    inputs that need no gradient cost nothing in the backward pass. No tensor of the affinities' size is ever
+    stored, on any device.
+
+    Args:
+        query: features of the frame being explained, [B, C, h, w].
+        memory: features of the frames to copy from, [B, T, C, h, w], query's dtype.
+        value: what is copied, e.g. colors or mask probabilities, [B, T, M, h, w], any floating dtype.
+        radius: window half-side in cells, inclusive: the window is 2 * radius + 1 wide and high.
+        temperature: divides the affinities, positive.
+        outside: what becomes of window cells beyond the frame. "exclude": they get no weight. "zero": they
+            keep logit 0 and value 0, as if the frame were padded with zeros.
+
+    Returns:
+        Readout, [B, M, h, w], in value's dtype.
+
+    Raises:
+        ValueError: if shapes, devices or settings do not fit; the message holds the rule and the values.
+        TypeError: if a tensor is not floating or query and memory differ in dtype.
+    """
+    readout: Tensor = _forward(query, memory, value, radius, temperature, outside)[0]
+    return readout
+
+
+def check_arguments(
+    query: Tensor, memory: Tensor, value: Tensor, radius: int, temperature: float, outside: str
+) -> None:
+    """Raise unless the arguments satisfy the contract of `windowed_readout`."""
+    check_tensors("windowed_readout", query, memory, value)
+    if radius < 0:
+        raise ValueError(f"radius must not be negative, got radius={radius}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive and finite, got temperature={temperature}")
+    if outside not in OUTSIDE_RULES:
+        raise ValueError(f"outside must be one of {OUTSIDE_RULES}, got outside={outside!r}")
+
+
+@torch.library.custom_op("vosnet::windowed_readout", mutates_args=())
+def _forward(
+    query: Tensor, memory: Tensor, value: Tensor, radius: int, temperature: float, outside: str
+) -> tuple[Tensor, Tensor]:
+    """Readout and log-sum-exp of the logits, [B, h, w] float32."""
+    check_arguments(query, memory, value, radius, temperature, outside)
+    log_choice("windowed_readout", cpu_backend("windowed_readout"))
+    with torch.autocast(query.device.type, enabled=False):  # it would round the logits to half precision
+        return cpu.readout_forward(query, memory, value, radius, temperature, outside)
+
+
+@_forward.register_fake
+def _(
+    query: Tensor, memory: Tensor, value: Tensor, radius: int, temperature: float, outside: str
+) -> tuple[Tensor, Tensor]:
+    check_arguments(query, memory, value, radius, temperature, outside)
+    b, _, h, w = query.shape
+    sums = torch.promote_types(query.dtype, torch.float32)
+    return value.new_empty((b, value.shape[2], h, w)), query.new_empty((b, h, w), dtype=sums)
+
+
+@torch.library.custom_op("vosnet::windowed_readout_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    radius: int,
+    temperature: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, memory and value; an unneeded one is empty, as a schema knows no None."""
+    with torch.autocast(query.device.type, enabled=False):
+        gradients = cpu.readout_backward(grad, query, memory, value, lse, delta, radius, temperature, needs)
+    d_query, d_memory, d_value = (query.new_empty(0) if each is None else each for each in gradients)
+    return d_query, d_memory, d_value
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    radius: int,
+    temperature: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    b, t, c, h, w = memory.shape
+    needs_query, needs_memory, needs_value = needs
+    return (
+        query.new_empty((b, h, w, c)).permute(0, 3, 1, 2) if needs_query else query.new_empty(0),
+        memory.new_empty((b, t, h, w, c)).permute(0, 1, 4, 2, 3) if needs_memory else query.new_empty(0),
+        value.new_empty(value.shape) if needs_value else query.new_empty(0),
+    )
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, memory, value, ctx.radius, ctx.temperature, _ = inputs
+    ctx.save_for_backward(query, memory, value, *output)
+
+
+def _differentiate(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    query, memory, value, out, lse = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:3])
+    # d_logits = weights * (<grad, value> - delta): the softmax's own share, and that of its normalizer.
+    delta = (grad.to(lse.dtype) * out).sum(dim=1) - grad_lse
+    gradients = _backward(grad, query, memory, value, lse, delta, ctx.radius, ctx.temperature, needs)
+    return *(each if needed else None for each, needed in zip(gradients, needs)), None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save_for_backward)
