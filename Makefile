@@ -9,6 +9,11 @@ STAMP := $(VENV)/.installed
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,train,coco]"
+	@$(BIN)/python -c "import cv2" 2>/dev/null || { \
+		echo "the system has no libGL: replacing opencv-python by opencv-python-headless in $(VENV)"; \
+		$(BIN)/python -m pip uninstall --quiet --yes opencv-python && \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt opencv-python-headless && \
+		$(BIN)/python -c "import cv2"; }
 	@touch $@
 
 test: $(STAMP)
