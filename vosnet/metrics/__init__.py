@@ -1,0 +1,30 @@
+"""How good a mask is: region similarity J, boundary accuracy F, and DAVIS' and YouTube-VOS' summaries."""
+
+from vosnet.metrics.compare import Comparison, compare_scores
+from vosnet.metrics.scores import ObjectScores, score_frames
+from vosnet.metrics.similarity import boundary_accuracy, boundary_radius, region_similarity, similarities
+from vosnet.metrics.summary import (
+    annotated_objects,
+    evaluate_sequence,
+    four_way_mean,
+    object_statistics,
+    statistics,
+    summarize,
+)
+
+__all__ = [
+    "Comparison",
+    "ObjectScores",
+    "annotated_objects",
+    "boundary_accuracy",
+    "boundary_radius",
+    "compare_scores",
+    "evaluate_sequence",
+    "four_way_mean",
+    "object_statistics",
+    "region_similarity",
+    "score_frames",
+    "similarities",
+    "statistics",
+    "summarize",
+]

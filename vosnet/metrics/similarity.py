@@ -1,7 +1,8 @@
 """Region similarity J and boundary accuracy F of binary masks, four pairs at a time.
 
-Eight binary maps, the predictions and the annotations of four pairs, share one uint8 image: one bit each. Boundary
-tracing and dilation then take one bitwise operation where the plain way takes eight, on the bounding box only.
+Eight binary maps, the predictions and the annotations of four pairs, share one uint8 image: one bit each.
+Boundary tracing and dilation then take one bitwise operation where the plain way takes eight, and only on the
+bounding box.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def boundary_accuracy(
     """F-measure of each pair's boundaries: harmonic mean of boundary precision and recall.
 
     Section 4.2 of Perazzi et al. 2016 (F), computed as the official davis2017-evaluation does: a pixel is on
-    the boundary if it differs from its right, lower or lower-right neighbor; a boundary pixel is matched if the
-    other boundary comes within a closed disk of `boundary_radius` pixels; two empty boundaries give 1.
+    the boundary if it differs from its right, lower or lower-right neighbor; a boundary pixel is matched if
+    the other boundary comes within a closed disk of `boundary_radius` pixels; two empty boundaries give 1.
 
     Args:
         pred: predicted masks, nonzero is object, [..., H, W].
@@ -140,7 +141,7 @@ def _f_measure(pred_found: int, pred_total: int, true_found: int, true_total: in
 def _pack(masks: tuple[Bools, Bools]) -> Bits:
     """One bit per mask, [h + 1, w + 1]; the last row and column are repeated.
 
-    Repeating makes the border follow the official rule: the last row looks right only, the last column down only.
+    Repeating makes the border follow the official rule: the last row looks right only, the last column down.
     """
     pred, true = masks
     n, height, width = pred.shape
@@ -187,7 +188,7 @@ def _dilate(boundary: Bits, radius: int) -> Bits:
     return near.reshape(height, stride)[:, :width]
 
 
-def _count_bits(values: Bits) -> list[int]:
+def _count_bits(values: npt.NDArray[Any]) -> list[int]:
     """How many of `values` have each of the eight bits set."""
     counts: list[int] = (np.bincount(values, minlength=256) @ _BIT_TABLE).tolist()
     return counts
