@@ -1,4 +1,4 @@
-"""J and F the plain way, one full frame and one object at a time, by the official rules: the tests' oracle."""
+"""J and F the plain way, one full frame and one object at a time, by the official rules: an oracle."""
 
 import math
 

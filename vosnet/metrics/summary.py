@@ -49,7 +49,7 @@ def statistics(values: Floats) -> tuple[float, float, float]:
     """Mean, recall and decay of one object's scores, as davis2017-evaluation computes them.
 
     Recall is the share of frames strictly above 0.5. Decay is the mean of the first quarter minus the mean of
-    the last; neighboring quarters share the frame at their edge. The official code keeps those edges in 8 bits,
+    the last; neighboring quarters share the frame at their edge. The official code keeps the edges in 8 bits,
     so they wrap beyond 256 scored frames; that is reproduced.
 
     Differs: where wrapping leaves a quarter without frames the official decay is NaN; here it is computed
