@@ -113,7 +113,7 @@ def key_windows(band: Tensor, block: Block) -> Tensor:
     _, t, u, c = band.shape
     row = t * u * c
     cells = (block.rows.high - block.rows.low) * t * u
-    return band.as_strided((block.num_tiles, cells, c), (TILE * row, c, 1), block.rows.low * row)
+    return band[block.rows.low :].as_strided((block.num_tiles, cells, c), (TILE * row, c, 1))
 
 
 def value_windows(band: Tensor, block: Block) -> Tensor:
@@ -121,7 +121,7 @@ def value_windows(band: Tensor, block: Block) -> Tensor:
     m, h, t, u = band.shape
     row = t * u
     cells = (block.rows.high - block.rows.low) * row
-    return band.as_strided((block.num_tiles, m, cells), (TILE * row, h * row, 1), block.rows.low * row)
+    return band[:, block.rows.low :].as_strided((block.num_tiles, m, cells), (TILE * row, h * row, 1))
 
 
 def query_tiles(cells: Tensor, block: Block) -> Tensor:
