@@ -1,0 +1,105 @@
+"""Frames of indexed videos: decoded on demand, or kept in memory at a small size."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vosnet.datasets.index import VideoEntry
+from vosnet.errors import InputError
+from vosnet.synthetic import Scene
+from vosnet.transforms.crop import Frames, resize_short_side
+from vosnet.video import open_video
+
+
+class FrameStore:
+    """Reads frames of a set of videos; small videos stay in memory as long as the budget lasts.
+
+    A video is decoded whole the first time it is needed if all of it fits into what is left of the budget;
+    nothing is thrown out again, because every epoch needs every video once. What does not fit is decoded on
+    the fly. Frames are the same either way. Safe to use from several threads.
+
+    Args:
+        frame_step: only every frame_step-th raw frame exists for the caller.
+        short_side: frames are scaled down to this shorter side in pixels; None keeps their size.
+        budget_bytes: memory for decoded frames; 0 decodes always.
+    """
+
+    def __init__(self, *, frame_step: int = 1, short_side: int | None = None, budget_bytes: int = 0) -> None:
+        if frame_step < 1:
+            raise ValueError(f"frame_step must be at least 1, got {frame_step}")
+        self.frame_step, self.short_side, self.budget_bytes = frame_step, short_side, budget_bytes
+        self.used_bytes = 0
+        self._kept: dict[str, _Decoded] = {}
+        self._lock = threading.Lock()
+        self._busy: dict[str, threading.Lock] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes: the settings, without locks, kept frames or budget (it is this process's)."""
+        return {"frame_step": self.frame_step, "short_side": self.short_side, "budget_bytes": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def num_frames(self, entry: VideoEntry) -> int:
+        """Frames of a video after `frame_step`."""
+        return -(-entry.num_frames // self.frame_step)
+
+    def read(self, entry: VideoEntry, indices: Sequence[int]) -> Frames:
+        """The frames `indices` (counted after `frame_step`), RGB [n, H, W, 3] uint8.
+
+        Raises:
+            VosnetError: the video cannot be read, or one of these frames is broken.
+        """
+        with self._lock:
+            busy = self._busy.setdefault(entry.path or entry.name, threading.Lock())
+        with busy:  # two samples of one video must not decode it twice
+            decoded = self._kept.get(entry.path or entry.name)
+            if decoded is None and self._reserve(entry):
+                decoded = self._decode(entry, range(self.num_frames(entry)))
+                self._kept[entry.path or entry.name] = decoded
+        if decoded is None:
+            wanted = sorted(set(indices))
+            decoded = self._decode(entry, wanted)
+            places = [wanted.index(i) for i in indices]
+        else:
+            places = list(indices)
+        broken = decoded.broken.intersection(places)
+        if broken:
+            raise InputError("E223", f"{len(broken)} of the frames drawn from {entry.path} are broken")
+        return decoded.frames[places]
+
+    def _reserve(self, entry: VideoEntry) -> bool:
+        H, W = entry.size
+        scale = min(1.0, self.short_side / min(H, W)) if self.short_side else 1.0
+        size = self.num_frames(entry) * (round(H * scale) * round(W * scale)) * 3
+        with self._lock:
+            fits = self.used_bytes + size <= self.budget_bytes
+            self.used_bytes += size if fits else 0
+        return fits
+
+    def _decode(self, entry: VideoEntry, indices: Sequence[int]) -> _Decoded:
+        raw = [i * self.frame_step for i in indices]
+        if entry.generator_seed is not None:
+            scene = Scene(entry.generator_seed, size=entry.size)
+            return _Decoded(np.stack([self._small(scene.render(i)[0]) for i in raw]), frozenset())
+        with open_video(entry.path) as reader:
+            if raw and raw[-1] >= len(reader):
+                hint = "It has changed since it was indexed: run tools/prepare.py again."
+                raise InputError(
+                    "E223", f"{entry.path} has {len(reader)} frames, not {entry.num_frames}", hint
+                )
+            frames = np.stack([self._small(reader[i]) for i in raw])
+            bad = set(reader.bad_frames)
+        return _Decoded(frames, frozenset(place for place, i in enumerate(raw) if i in bad))
+
+    def _small(self, frame: Frames) -> Frames:
+        return resize_short_side(frame, self.short_side) if self.short_side else frame
+
+
+class _Decoded:
+    def __init__(self, frames: Frames, broken: frozenset[int]) -> None:
+        self.frames, self.broken = frames, broken
