@@ -1,0 +1,99 @@
+"""From features to read-outs: normalization, temperature, chunks, and the only calls of `vosnet_kernels`."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vosnet_kernels import knn_propagate, workspace_bytes, workspace_limit
+
+MAX_CHANNELS = 32  # value channels per call; the kernels keep their read-out in registers
+
+
+@dataclass
+class Chunks:
+    """How much is done at once: smaller is slower and takes less memory, the result is the same.
+
+    Attributes:
+        workspace_bytes: temporary memory of one kernel call; None is the kernels' default.
+        channels: value channels per kernel call and per resize.
+    """
+
+    workspace_bytes: int | None = None
+    channels: int = MAX_CHANNELS
+
+    @property
+    def workspace(self) -> int:
+        """Bytes in force."""
+        return workspace_bytes() if self.workspace_bytes is None else self.workspace_bytes
+
+
+@dataclass(frozen=True)
+class Neighborhood:
+    """Which memory cells a query cell is compared with.
+
+    Attributes:
+        shape: "square": |dy|, |dx| <= radius; "disc": dy^2 + dx^2 < radius^2.
+        radius: cells.
+        global_frames: this many frames at the start of memory are searched over the whole frame.
+    """
+
+    shape: str
+    radius: int
+    global_frames: int = 0
+
+
+def normalize_features(features: Tensor) -> Tensor:
+    """L2-normalized over channels, so that dot products are cosines; [..., C, h, w]."""
+    return functional.normalize(features, dim=-3)
+
+
+def nearest_readout(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    *,
+    k: int,
+    temperature: float,
+    neighborhood: Neighborhood,
+    chunks: Chunks | None = None,
+) -> Tensor:
+    """Softmax over the k most similar memory cells of each query cell, applied to their values.
+
+    Args:
+        query: normalized features of one frame, [C, h, w].
+        memory: normalized features of its context, [T, C, h, w].
+        value: what is copied, [T, M, h, w]; any number of channels.
+        k: neighbours per query cell, over all frames together.
+        temperature: divides the cosines before the softmax over those k.
+        neighborhood: which cells are candidates.
+        chunks: how much is done at once.
+
+    Returns:
+        Readout, [M, h, w].
+    """
+    chunks = chunks or Chunks()
+    limit = (
+        contextlib.nullcontext()
+        if chunks.workspace_bytes is None
+        else workspace_limit(chunks.workspace_bytes)
+    )
+    with limit:
+        parts = [
+            knn_propagate(
+                query[None],
+                memory[None],
+                part[None].contiguous(),
+                k=k,
+                temperature=temperature,
+                radius=neighborhood.radius,
+                shape=neighborhood.shape,
+                global_frames=neighborhood.global_frames,
+            )[0]
+            for part in torch.split(value, chunks.channels, dim=1)
+        ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,131 @@
+"""Running an encoder over frames: normalization, device, precision, compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vosnet.errors import InputError, UsageError
+from vosnet.models.encoder import IMAGENET_MEAN, IMAGENET_STD, CallableEncoder, Encoder
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `name` means: "auto" is a CUDA device where there is one, else the CPU.
+
+    Raises:
+        UsageError: unknown, or CUDA without a usable device (E112).
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError("E112", f"device {name!r} is unknown", "Use auto, cpu, cuda or cuda:0.") from error
+    if device.type not in {"cpu", "cuda"}:
+        raise UsageError("E112", f"device {name!r} is not supported", "Use auto, cpu, cuda or cuda:0.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            "E112",
+            f"device {name!r} is not there: this torch sees {torch.cuda.device_count()} CUDA devices",
+            "Use --device auto or cpu.",
+        )
+    return device
+
+
+def can_autocast_bfloat16(device: torch.device) -> str | None:
+    """Why convolutions in bfloat16 would not pay on `device`, or None when they do."""
+    if device.type == "cuda":
+        return None if torch.cuda.is_bf16_supported(including_emulation=False) else "the GPU has no bfloat16"
+    # torch before 2.10 has only the private questions, later ones answer with a dict
+    private = [getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile")]
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = [*private, capabilities.get("avx512_bf16"), capabilities.get("amx_bf16")]
+    return None if any(fast) else "the processor has neither AVX-512 BF16 nor AMX"
+
+
+class FeatureExtractor:
+    """Features of uint8 frames.
+
+    Args:
+        encoder: ours, or a `CallableEncoder`.
+        mean: per color channel, of values in 0..1.
+        std: per color channel.
+        device: where the encoder runs.
+        precision: "bfloat16" runs convolutions under autocast; "auto" does so for our encoders where the
+            device is fast at it; "float32" never.
+        compiled: run through torch.compile with a full graph and dynamic sizes; pays on long clips.
+
+    Attributes:
+        precision_note: which precision was chosen, and why.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | CallableEncoder,
+        *,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        device: torch.device | str = "cpu",
+        precision: Precision = "auto",
+        compiled: bool = False,
+    ) -> None:
+        if precision not in {"auto", "float32", "bfloat16"}:
+            raise UsageError("E113", f"precision must be auto, float32 or bfloat16, got {precision!r}")
+        self.encoder = encoder.eval()
+        self.output_stride = encoder.output_stride
+        self._mean, self._std = torch.tensor(mean), torch.tensor(std)
+        self._precision = precision
+        self._run: nn.Module = (
+            torch.compile(encoder, fullgraph=True, dynamic=True) if compiled else encoder  # type: ignore[assignment]
+        )
+        self.to(torch.device(device))
+
+    def to(self, device: torch.device) -> None:
+        """Move the encoder; the precision is chosen anew for "auto"."""
+        self.device = device
+        self.encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._scale = (1 / (255 * self._std)).to(device)[:, None, None]
+        self._offset = (-self._mean / self._std).to(device)[:, None, None]
+        slow = can_autocast_bfloat16(device)
+        if self._precision != "auto":
+            self._autocast = self._precision == "bfloat16"
+            self.precision_note = f"{self._precision}, as asked"
+        elif not isinstance(self.encoder, Encoder):
+            self._autocast, self.precision_note = False, "float32: the encoder is not one of ours"
+        else:
+            self._autocast = slow is None
+            self.precision_note = "bfloat16" if slow is None else f"float32: {slow}"
+
+    @torch.no_grad()
+    def __call__(self, frames: np.ndarray | Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Features of a batch of frames.
+
+        Args:
+            frames: [N, H, W, 3] uint8, RGB.
+            size: (H, W) the network sees; the frames are resized bilinearly with antialiasing.
+
+        Returns:
+            [N, C, h, w] float32, not L2-normalized.
+
+        Raises:
+            InputError: not [N, H, W, 3] uint8 (E220).
+        """
+        tensor = (
+            frames if isinstance(frames, Tensor) else torch.from_numpy(np.require(frames, requirements="W"))
+        )
+        if tensor.ndim != 4 or tensor.shape[-1] != 3 or tensor.dtype != torch.uint8:
+            message = f"frames must be [H, W, 3] uint8 RGB, got {list(tensor.shape[1:])} {tensor.dtype}"
+            raise InputError("E220", message)
+        images = tensor.to(self.device).permute(0, 3, 1, 2).float()  # channels_last without a copy
+        if size is not None and size != tuple(images.shape[-2:]):
+            images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+        images = images * self._scale + self._offset
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            features: Tensor = self._run(images)
+        return features.float()

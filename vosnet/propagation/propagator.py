@@ -1,0 +1,306 @@
+"""Masks through a clip: the interface that commands, pages and scripts use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from vosnet.errors import InputError, UsageError
+from vosnet.models import IMAGENET_MEAN, IMAGENET_STD, CallableEncoder, load_encoder
+from vosnet.models.inference import FeatureExtractor, Precision, choose_device
+from vosnet.models.resnet import Arch
+from vosnet.propagation.masks import upsample
+from vosnet.propagation.protocol import Protocol, make_protocol
+from vosnet.propagation.spill import Spill, fingerprint
+from vosnet.propagation.tracker import Tracker, object_ids
+
+Direction = Literal["forward", "backward", "both"]
+
+
+@dataclass
+class FrameResult:
+    """One frame's answer.
+
+    Attributes:
+        index: of the frame in the clip.
+        mask: object ids, [H, W] uint8, 0 is background.
+        ids: object ids known at this frame, in the order of the channels of `probs`.
+    """
+
+    index: int
+    mask: np.ndarray
+    ids: tuple[int, ...]
+    _soft: Tensor
+    _protocol: Protocol
+
+    @property
+    def probs(self) -> np.ndarray:
+        """Probabilities at the frame's size, [1 + len(ids), H, W] float32, channel 0 is background.
+
+        Made when asked for. With `min_max` they are stretched per object and no longer sum to 1.
+        """
+        size = (self.mask.shape[0], self.mask.shape[1])
+        large: np.ndarray = upsample(self._soft, size, self._protocol).cpu().numpy()
+        return large
+
+
+class Propagator:
+    """Carries masks through clips with one encoder and one protocol.
+
+    Args:
+        extractor: frames to features.
+        protocol: how labels travel.
+        source: one line on where the encoder comes from.
+        allow_degrade: when memory runs out and smaller chunks do not help, read fewer recent frames, which
+            changes results; otherwise that is an error.
+    """
+
+    def __init__(
+        self, extractor: FeatureExtractor, protocol: Protocol, source: str, *, allow_degrade: bool = False
+    ) -> None:
+        self.extractor, self.protocol, self.source = extractor, protocol, source
+        self.allow_degrade = allow_degrade
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        preset: str | None = None,
+        device: str = "auto",
+        *,
+        arch: Arch = "resnet18",
+        seed: int = 0,
+        output_stride: int | None = None,
+        precision: Precision = "auto",
+        compiled: bool = False,
+        allow_degrade: bool = False,
+        **overrides: Any,
+    ) -> Propagator:
+        """A propagator with the encoder at `path`.
+
+        Args:
+            path: a weights file or run folder, "random" for an untrained encoder, or None for the shipped
+                weights (the random encoder while none are installed; `source` says which).
+            preset: "dul", "crw", "vfs" or "dino"; None is the one the checkpoint names, else "dul".
+            device: "auto", "cpu", "cuda" or "cuda:1".
+            arch: network of the random encoder.
+            seed: of the random encoder.
+            output_stride: pixels per feature cell; None is the checkpoint's.
+            precision: see `FeatureExtractor`.
+            compiled: run the encoder through torch.compile.
+            allow_degrade: see the class.
+            **overrides: switches of `Protocol`, such as layer="layer3", num_recent=5 or short_side=480.
+
+        Raises:
+            UsageError: an unknown preset, switch or device (E112, E113, E120).
+            InputError: the checkpoint cannot be used (E210-E214).
+        """
+        target = choose_device(device)
+        make_protocol(preset or "dul", **overrides)  # wrong switches are reported before anything is read
+        layer = overrides.get("layer")
+        wanted = make_protocol(preset or "dul").layer
+        loaded = load_encoder(
+            path, layer=layer, default_layer=wanted, output_stride=output_stride, arch=arch, seed=seed
+        )
+        chosen = preset or loaded.meta["preset"] or "dul"
+        protocol = make_protocol(chosen, **{**overrides, "layer": loaded.meta["layer"]})
+        extractor = FeatureExtractor(
+            loaded.encoder,
+            mean=loaded.meta["mean"],
+            std=protocol.std or loaded.meta["std"],
+            device=target,
+            precision=precision,
+            compiled=compiled,
+        )
+        return cls(extractor, protocol, loaded.source, allow_degrade=allow_degrade)
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: Callable[[Tensor], Tensor],
+        output_stride: int,
+        preset: str = "dul",
+        device: str = "auto",
+        *,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        precision: Precision = "auto",
+        allow_degrade: bool = False,
+        **overrides: Any,
+    ) -> Propagator:
+        """A propagator with any encoder.
+
+        Args:
+            encoder: normalized images [N, 3, H, W] to features [N, C, h, w]; a function or a module.
+            output_stride: image pixels per feature cell.
+            preset: as in `from_checkpoint`.
+            device: as in `from_checkpoint`.
+            mean: of the normalization, per color channel, of values in 0..1.
+            std: of the normalization.
+            precision: "auto" is float32 here.
+            allow_degrade: see the class.
+            **overrides: switches of `Protocol`.
+        """
+        protocol = make_protocol(preset, **overrides)
+        wrapped = CallableEncoder(encoder, output_stride)
+        extractor = FeatureExtractor(
+            wrapped, mean=mean, std=protocol.std or std, device=choose_device(device), precision=precision
+        )
+        return cls(extractor, protocol, f"encoder {wrapped.name}", allow_degrade=allow_degrade)
+
+    @property
+    def device(self) -> str:
+        """Where the encoder runs now."""
+        return str(self.extractor.device)
+
+    def tracker(self) -> Tracker:
+        """A new tracker with this encoder and protocol, for callers that feed frames themselves."""
+        return Tracker(self.extractor, self.protocol, allow_degrade=self.allow_degrade)
+
+    def propagate(
+        self,
+        frames: Iterable[np.ndarray],
+        masks: Mapping[int, np.ndarray],
+        *,
+        direction: Direction = "forward",
+        keep_annotations: bool = True,
+        spill: str | os.PathLike[str] | None = None,
+        spill_every: int = 50,
+    ) -> Iterator[FrameResult]:
+        """Masks of the frames, one by one as they are computed.
+
+        Args:
+            frames: [H, W, 3] uint8 RGB each. "forward" takes any iterable and holds one frame at a time; the
+                other directions need `len(frames)` and `frames[i]`.
+            masks: label maps [H, W] of annotated frames by frame index. Masks beyond the first add objects or
+                start known ones anew; where they overlap what was tracked, the later mask wins.
+            direction: "forward" from the first annotated frame to the end; "backward" from the last annotated
+                frame to frame 0; "both" is forward, then backward from the first annotated frame.
+            keep_annotations: answer annotated frames with the given pixels. Differs: the authors write what
+                is left of them after the way to the feature grid and back, as does False.
+            spill: a file for the tracker's state, written every `spill_every` frames and removed at the end.
+                Where it exists already, results go on behind the frame it was written at.
+            spill_every: frames between two writings.
+
+        Yields:
+            A `FrameResult` per frame, in the order of processing. Frames before the first annotated one are
+            not answered in direction "forward", nor those after the last in "backward".
+
+        Raises:
+            UsageError: an unknown direction, no masks, or frames that cannot be indexed (E121).
+            InputError: a mask or frame that does not fit (E204, E220-E224).
+            OutOfMemoryError: even the smallest settings do not fit (E501).
+        """
+        passes = _plan(frames, masks, direction)
+        keeper = Spill(spill, spill_every, self._fingerprint(masks, direction)) if spill is not None else None
+        return self._run(frames, dict(masks), passes, keeper, keep_annotations)
+
+    def _fingerprint(self, masks: Mapping[int, np.ndarray], direction: str) -> str:
+        return fingerprint(self.protocol, self.source, masks, direction)
+
+    def _run(
+        self,
+        frames: Any,
+        masks: dict[int, np.ndarray],
+        passes: list[_Pass],
+        keeper: Spill | None,
+        keep_annotations: bool,  # noqa: FBT001 (private)
+    ) -> Iterator[FrameResult]:
+        done = keeper.load() if keeper is not None else None
+        for number, part in enumerate(passes):
+            if done is not None and number < done.part:
+                continue
+            tracker, position = self.tracker(), -1
+            if done is not None and number == done.part:
+                tracker.load_state_dict(done.state)
+                position = done.position
+            for index, frame in part.frames(frames, position):
+                mask = masks.get(index) if index in part.annotated else None
+                probs = tracker.step(frame, mask)
+                if index not in part.silent:
+                    yield self._result(tracker, index, probs, mask if keep_annotations else None)
+                position += 1
+                if keeper is not None:
+                    keeper.save(number, position, tracker)
+            part.check_finished(position)
+        if keeper is not None:
+            keeper.remove()
+
+    def _result(self, tracker: Tracker, index: int, probs: Tensor, mask: np.ndarray | None) -> FrameResult:
+        decided = tracker.decide(probs)
+        if mask is not None:
+            decided[np.isin(decided, object_ids(mask, mask.shape))] = 0  # a mask of an object is complete
+            decided = np.where(mask > 0, mask, decided).astype(np.uint8)
+        return FrameResult(index, decided, tuple(tracker.ids), probs, self.protocol)
+
+
+@dataclass
+class _Pass:
+    """One walk over the frames.
+
+    Attributes:
+        start: index of its first frame, which is annotated.
+        step: 1 or -1.
+        annotated: frames whose masks are used.
+        silent: frames that are processed but not answered, because another pass did.
+    """
+
+    start: int
+    step: int
+    annotated: frozenset[int]
+    silent: frozenset[int] = frozenset()
+
+    def frames(self, frames: Any, done: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, frame) of the frames behind position `done`."""
+        first = self.start + self.step * (done + 1)
+        indexable = hasattr(frames, "__getitem__") and hasattr(frames, "__len__")
+        if indexable and (first > 0 or self.step == -1):
+            stop = len(frames) if self.step == 1 else -1
+            for index in range(first, stop, self.step):
+                yield index, np.asarray(frames[index])
+        else:  # readers are quickest when they stream
+            for index, frame in enumerate(frames):
+                if index >= first:
+                    yield index, np.asarray(frame)
+
+    def check_finished(self, position: int) -> None:
+        """Raise when the clip ended before an annotated frame."""
+        last = self.start + position * self.step
+        if self.step == 1 and max(self.annotated) > last:
+            raise _mask_beyond(max(self.annotated), last + 1 if position >= 0 else None)
+
+
+def _plan(frames: Any, masks: Mapping[int, np.ndarray], direction: str) -> list[_Pass]:
+    """The passes of a direction, after checking what can be checked before the first frame."""
+    if direction not in {"forward", "backward", "both"}:
+        raise UsageError("E121", f"direction must be forward, backward or both, got {direction!r}")
+    if not masks:
+        raise UsageError("E121", "no mask is given", "Give at least one, such as masks={0: mask}.")
+    indices = frozenset(int(index) for index in masks)
+    if min(indices) < 0:
+        raise InputError("E224", f"mask for frame {min(indices)}: frames are counted from 0")
+    sized = hasattr(frames, "__len__")
+    if sized and max(indices) >= len(frames):
+        raise _mask_beyond(max(indices), len(frames))
+    if direction != "forward" and not (sized and hasattr(frames, "__getitem__")):
+        message = (
+            f"direction {direction!r} reads frames out of order, but {type(frames).__name__} only streams"
+        )
+        raise UsageError("E121", message, "Give a list, an array [T, H, W, 3] or a VideoReader.")
+    forward = _Pass(min(indices), 1, indices)
+    if direction == "forward":
+        return [forward]
+    if direction == "backward":
+        return [_Pass(max(indices), -1, indices)]
+    start = min(indices)
+    return [forward, _Pass(start, -1, frozenset({start}), frozenset({start}))]
+
+
+def _mask_beyond(index: int, length: int | None) -> InputError:
+    has = "is shorter" if length is None else f"has {length} frames"
+    return InputError("E224", f"mask for frame {index}, but the clip {has}", "Frames are counted from 0.")

@@ -1,0 +1,172 @@
+"""Inference protocols: every switch in which published label propagations differ, and named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vosnet.errors import UsageError
+from vosnet.matching import Neighborhood
+from vosnet.memory import CONTEXT_RULES, ContextRule
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How labels travel from frame to frame.
+
+    Attributes:
+        layer: the encoder's layer that is read, where the checkpoint does not name one.
+        shape: neighbourhood of a query cell: "square" or "disc".
+        radius: half-side of the square or radius of the disc, cells.
+        strict: True keeps distances below `radius`, False also those equal to it.
+        first_frame: "global" searches the whole reference frame, "local" only the neighbourhood.
+        context: which frames are read; see `vosnet.memory.context_frames`.
+        num_recent: recent frames besides the reference frame.
+        k: neighbours per query cell.
+        temperature: divides the cosines before the softmax over the k neighbours.
+        mask_down: mask to feature grid: "bilinear" (soft, of one-hot masks), "nearest" (cell centres) or
+            "slice" (every output_stride-th pixel from the top left).
+        down_align_corners: where "bilinear" puts the grid: corner pixels on corner cells, or half-pixel
+            centres.
+        mask_up: feature grid to pixels: "bilinear" or "nearest".
+        up_align_corners: as `down_align_corners`, on the way up.
+        min_max: stretch each object's map over the frame to 0..1 before the decision.
+        memory_values: "soft" keeps read-outs, "hard" keeps the decided mask.
+        short_side: resize frames to this shorter side, pixels; None keeps the size.
+        multiple: make both sides multiples of this; 1 leaves them.
+        rounding: "floor" or "up" to that multiple; the aspect ratio may change a little.
+        decide_at: "source" decides each pixel of the source, "input" each pixel the network saw and then
+            copies the nearest.
+        std: standard deviations for the input, where they differ from the checkpoint's.
+    """
+
+    layer: str
+    shape: Literal["square", "disc"]
+    radius: int
+    strict: bool
+    first_frame: Literal["global", "local"]
+    context: ContextRule
+    num_recent: int
+    k: int
+    temperature: float
+    mask_down: Literal["bilinear", "nearest", "slice"]
+    down_align_corners: bool
+    mask_up: Literal["bilinear", "nearest"]
+    up_align_corners: bool
+    min_max: bool
+    memory_values: Literal["soft", "hard"]
+    short_side: int | None = None
+    multiple: int = 1
+    rounding: Literal["floor", "up"] = "floor"
+    decide_at: Literal["source", "input"] = "source"
+    std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UsageError("E120", f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("radius", "k", "multiple", "short_side"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError("E120", f"{name} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(self.num_recent, int) or self.num_recent < 0:
+            raise UsageError("E120", f"num_recent must be a whole number, 0 or more, got {self.num_recent!r}")
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError("E120", f"temperature must be positive, got {self.temperature!r}")
+        if self.shape == "disc" and not self.strict:
+            message = "a disc is strict (distance < radius); no kernel searches a closed one"
+            raise UsageError(
+                "E120", message, "Use strict=True; radius + 1 also holds all of the closed disc."
+            )
+
+    @property
+    def neighborhood(self) -> Neighborhood:
+        """The neighbourhood in the kernels' terms, where a square holds its rim and a disc does not."""
+        radius = self.radius - 1 if self.shape == "square" and self.strict else self.radius
+        return Neighborhood(self.shape, radius, int(self.first_frame == "global"))
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "shape": ("square", "disc"),
+    "first_frame": ("global", "local"),
+    "context": CONTEXT_RULES,
+    "mask_down": ("bilinear", "nearest", "slice"),
+    "mask_up": ("bilinear", "nearest"),
+    "memory_values": ("soft", "hard"),
+    "rounding": ("floor", "up"),
+    "decide_at": ("source", "input"),
+}
+
+# Jabri et al. 2020, test_on_davis. The disc and the global first frame are in the code, not in the paper.
+_CRW = Protocol(
+    layer="layer3",
+    shape="disc",
+    radius=12,
+    strict=True,
+    first_frame="global",
+    context="replicate",
+    num_recent=20,
+    k=10,
+    temperature=0.05,
+    mask_down="bilinear",
+    down_align_corners=False,
+    mask_up="bilinear",
+    up_align_corners=False,
+    min_max=False,
+    memory_values="soft",
+)
+
+PRESETS: dict[str, Protocol] = {
+    # Araslanov et al. 2021: CRW's propagation on layer4, corners aligned. The paper states a 25x25 square for
+    # all frames and 20 context frames; the code that made the published numbers has the disc and 1 + 20.
+    "dul": dataclasses.replace(_CRW, layer="layer4", down_align_corners=True, up_align_corners=True),
+    "crw": _CRW,
+    # Xu and Wang 2021 for ResNet-18; ResNet-50 has radius=18.
+    "vfs": dataclasses.replace(
+        _CRW,
+        first_frame="local",
+        context="clamp",
+        temperature=0.07,
+        mask_down="nearest",
+        min_max=True,
+        short_side=480,
+    ),
+    # Caron et al. 2021, eval_video_segmentation; 0.228 is its own constant.
+    # Differs: exactly k neighbours are kept; the authors keep every value equal to the k-th.
+    "dino": dataclasses.replace(
+        _CRW,
+        layer="layer4",
+        shape="square",
+        strict=False,
+        first_frame="local",
+        context="queue",
+        num_recent=7,
+        k=5,
+        temperature=0.1,
+        mask_down="nearest",
+        min_max=True,
+        short_side=480,
+        multiple=64,
+        decide_at="input",
+        std=(0.228, 0.224, 0.225),
+    ),
+}
+
+
+def make_protocol(preset: str, **overrides: Any) -> Protocol:
+    """The preset with some switches changed.
+
+    Raises:
+        UsageError: an unknown preset or switch, with the nearest known one, or a bad value (E120).
+    """
+    if preset not in PRESETS:
+        raise UsageError("E120", f"preset {preset!r} is unknown", f"Known: {', '.join(PRESETS)}.")
+    known = [field.name for field in dataclasses.fields(Protocol)]
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+            raise UsageError("E120", f"{name!r} is no switch of a propagation protocol", hint)
+    return dataclasses.replace(PRESETS[preset], **overrides)
