@@ -1,0 +1,24 @@
+"""Recipes: YAML -> validated, frozen settings, every problem reported at once with its line."""
+
+from vosnet.recipe.load import (
+    LoadedRecipe,
+    load_recipe,
+    parse_recipe,
+    recipe_hash,
+    resolved_text,
+    resolved_values,
+)
+from vosnet.recipe.problems import Problem, RecipeError
+from vosnet.recipe.schema import Recipe
+
+__all__ = [
+    "LoadedRecipe",
+    "Problem",
+    "Recipe",
+    "RecipeError",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_hash",
+    "resolved_text",
+    "resolved_values",
+]

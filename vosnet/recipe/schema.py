@@ -1,0 +1,147 @@
+"""The sections of a recipe: every key, its type, its range and its default. Frozen once validated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+RECIPE_VERSION = 2
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys, wrong types, NaN and infinity are errors; values cannot change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class EncoderSection(Section):
+    """The network that is trained and kept; `layer` is torchvision's name of its last stage."""
+
+    arch: Literal["resnet18", "resnet50", "resnet_toy"] = "resnet18"
+    layer: Literal["layer1", "layer2", "layer3", "layer4"] = "layer4"
+    output_stride: Literal[4, 8, 16] = 8
+    padding: Literal["zeros", "reflect"] = "zeros"
+
+
+class HeadSection(Section):
+    """The projection head on top of the encoder, used in training only; `hidden_dim` null: the encoder's."""
+
+    hidden_dim: PositiveInt | None = None
+    out_dim: PositiveInt = 128
+
+
+class OptimizerSection(Section):
+    """The optimizer and its parameter groups: weights, biases, weights of normalization layers."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: PositiveFloat
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    momentum: Fraction = 0.9
+    weight_decay: NonNegativeFloat = 0.0
+    bias_lr_factor: PositiveFloat = 1.0
+    decay_bias: bool = False
+    decay_norm: bool = True
+
+
+class ScheduleSection(Section):
+    """How long to train, by exactly one of epochs, steps or minutes, and how the learning rate falls.
+
+    `cosine` falls over the whole length, whatever its unit, to `final_factor` of `lr`; `step` multiplies by
+    `gamma` every `step_epochs`; `warmup_steps` rise linearly from zero before either.
+    """
+
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    minutes: PositiveFloat | None = None
+    decay: Literal["constant", "step", "cosine"] = "constant"
+    step_epochs: PositiveInt | None = None
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
+    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup_steps: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ScheduleSection:
+        given = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"give exactly one of epochs, steps and minutes, found {found}")
+        if self.decay == "step" and self.step_epochs is None:
+            raise ValueError("decay: step needs step_epochs, the epochs between two steps")
+        if self.decay != "step" and self.step_epochs is not None:
+            raise ValueError(f"step_epochs belongs to decay: step, but decay is {self.decay}")
+        return self
+
+
+class TrainingSection(Section):
+    """How a step is computed. `batch_size` counts the clips of one optimizer step over all ranks."""
+
+    batch_size: PositiveInt
+    accumulate: PositiveInt = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    sync_batchnorm: bool = False
+    clip_grad_norm: PositiveFloat | None = None
+    ema_decay: Fraction | None = None
+    workers: NonNegativeInt = 1
+    prefetch: PositiveInt = 3
+    save_minutes: PositiveFloat = 10.0
+    log_steps: PositiveInt = 20
+    bad_steps_in_a_row: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainingSection:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})"
+            )
+        return self
+
+
+class ValidationSection(Section):
+    """J&F on named sequences of a DAVIS root while training; which checkpoint is kept as `best`."""
+
+    root: str
+    split: str | None = None
+    sequences: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    preset: str = "dul"
+    resolution: str = "480p"
+    every_epochs: PositiveInt | None = None
+    every_steps: PositiveInt | None = None
+    every_minutes: PositiveFloat | None = None
+    optional: bool = True
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> ValidationSection:
+        given = [k for k in ("every_epochs", "every_steps", "every_minutes") if getattr(self, k) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"give exactly one of every_epochs, every_steps and every_minutes, found {found}")
+        if (self.split is None) == (not self.sequences):
+            raise ValueError("give either split or sequences")
+        return self
+
+
+class Recipe(Section):
+    """Everything that decides a training run.
+
+    `objective` and `data` are checked against the signatures of what they configure, so that their keys are
+    exactly those keyword arguments; see `vosnet.recipe.signatures`.
+    """
+
+    version: Literal[2] = RECIPE_VERSION
+    title: str = ""
+    seed: NonNegativeInt = 0
+    deterministic: bool = False
+    encoder: EncoderSection = EncoderSection()
+    head: HeadSection = HeadSection()
+    objective: dict[str, Any]
+    data: dict[str, Any]
+    optimizer: OptimizerSection
+    schedule: ScheduleSection
+    training: TrainingSection
+    validation: ValidationSection | None = None

@@ -1,0 +1,40 @@
+"""A recipe section whose keys are exactly the keyword arguments of a callable."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import Field, create_model
+
+from vosnet.recipe.schema import Section
+
+
+@functools.cache
+def section_of(function: Callable[..., Any], given_by_code: tuple[str, ...] = ()) -> type[Section]:
+    """A section model with one key per keyword-only parameter of `function`.
+
+    Args:
+        function: a function or class; its annotations are the types, its defaults the defaults.
+        given_by_code: parameters that the program supplies, such as the seed: they are no recipe keys.
+    """
+    target = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    hints = typing.get_type_hints(target, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY or name in given_by_code:
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[name] = (_relaxed(hints.get(name, Any)), default)
+    return create_model(f"{function.__name__}_section", __base__=Section, **fields)
+
+
+def _relaxed(annotation: Any) -> Any:
+    """`annotation` with YAML lists accepted where a tuple or sequence is meant."""
+    origin = typing.get_origin(annotation)
+    if origin in {tuple, Sequence, frozenset}:
+        return typing.Annotated[annotation, Field(strict=False)]
+    return annotation

@@ -1,0 +1,67 @@
+"""How far a run is, and the learning rate that belongs there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from vosnet.recipe.schema import ScheduleSection
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Length and learning rate of a run; a pure function of steps done and seconds spent.
+
+    Args:
+        settings: the recipe's section.
+        steps_per_epoch: optimizer steps in one pass over the videos.
+    """
+
+    settings: ScheduleSection
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run; None when it is limited by time."""
+        if self.settings.steps is not None:
+            return self.settings.steps
+        if self.settings.epochs is not None:
+            return self.settings.epochs * self.steps_per_epoch
+        return None
+
+    def epoch(self, step: int) -> int:
+        """Epochs completed before `step`."""
+        return step // self.steps_per_epoch
+
+    def fraction(self, step: int, seconds: float) -> float:
+        """Share of the run that lies behind, in [0, 1].
+
+        Args:
+            step: optimizer steps done.
+            seconds: training time spent, over all sessions of a resumed run.
+        """
+        if self.total_steps is not None:
+            return min(1.0, step / self.total_steps)
+        assert self.settings.minutes is not None
+        return min(1.0, seconds / (60 * self.settings.minutes))
+
+    def done(self, step: int, seconds: float) -> bool:
+        """Whether the run is over after `step` steps and `seconds` seconds."""
+        return self.fraction(step, seconds) >= 1.0
+
+    def factor(self, step: int, seconds: float) -> float:
+        """What the base learning rate is multiplied by for the step after `step` steps."""
+        s = self.settings
+        warm = min(1.0, (step + 1) / s.warmup_steps) if s.warmup_steps else 1.0
+        if s.decay == "cosine":
+            cosine = 0.5 * (1 + math.cos(math.pi * self.fraction(step, seconds)))
+            return warm * (s.final_factor + (1 - s.final_factor) * cosine)
+        if s.decay == "step":
+            assert s.step_epochs is not None
+            return warm * s.gamma ** (self.epoch(step) // s.step_epochs)
+        return warm
+
+    def remaining_s(self, step: int, seconds: float) -> float | None:
+        """Estimated seconds left, from the pace so far; None before the first step."""
+        fraction = self.fraction(step, seconds)
+        return seconds * (1 - fraction) / fraction if fraction > 0 else None
