@@ -1,0 +1,98 @@
+"""The record of a run: metrics.jsonl always, TensorBoard where installed, log.txt for messages."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vosnet import files
+
+METRICS_NAME, LOG_NAME = "metrics.jsonl", "log.txt"
+
+
+class Journal:
+    """Appends rows to `metrics.jsonl`, one JSON object a line, and messages to `log.txt`.
+
+    Keys of a training row: time (ISO 8601, UTC), step, epoch, split ("train"), loss, the objective's terms, lr,
+    grad_norm, samples_per_s, images_per_s, data_wait_s and data_wait_share since the row before, skipped_steps,
+    elapsed_s, mem_peak_bytes. A validation row has split "val", J&F, J, F and one entry per sequence.
+    Numbers that are not finite are written as null.
+
+    Args:
+        folder: the run folder.
+        say: shows a message to the user.
+        tensorboard: also write event files to `tb/` when TensorBoard is installed.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
+        self.folder = folder
+        self._metrics = (folder / METRICS_NAME).open("a", encoding="utf-8")
+        self._log = (folder / LOG_NAME).open("a", encoding="utf-8")
+        self._board = _tensorboard_writer(folder / "tb") if tensorboard else None
+
+    def row(self, split: str, step: int, values: Mapping[str, Any]) -> None:
+        """Append one row."""
+        row = {"time": _now(), "step": step, "split": split, **{k: _finite(v) for k, v in values.items()}}
+        self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
+        self._metrics.flush()
+        if self._board is not None:
+            for key, value in row.items():
+                if isinstance(value, int | float) and key != "step":
+                    self._board.add_scalar(f"{split}/{key}", value, step)
+
+    def note(self, message: str) -> None:
+        """Append a message to the log."""
+        self._log.write(f"{_now()} {message}\n")
+        self._log.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._metrics.close()
+        self._log.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """All rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    path = folder / METRICS_NAME
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def forget_rows_after(folder: Path, step: int) -> None:
+    """Drop rows of steps that a resumed run will do again, so that every step stands there once."""
+    path = folder / METRICS_NAME
+    if path.is_file():
+        kept = [json.dumps(row) + "\n" for row in read_rows(folder) if row.get("step", 0) <= step]
+        files.write_bytes(path, "".join(kept).encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return value
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _tensorboard_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # an optional dependency: metrics.jsonl has everything
+        return None
+    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]

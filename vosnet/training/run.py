@@ -1,0 +1,300 @@
+"""A training run from a recipe: folder, lock, data, networks, resume, loop, and what is left at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vosnet import files
+from vosnet.errors import InputError, UsageError, VosnetError
+from vosnet.models import Encoder, build_encoder, save_encoder
+from vosnet.objectives import build_objective
+from vosnet.progress import Progress, ProgressMode
+from vosnet.recipe import LoadedRecipe, Recipe, recipe_hash
+from vosnet.recipe.bound import open_stream
+from vosnet.training import journal as journals
+from vosnet.training import run_folder
+from vosnet.training.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
+from vosnet.training.curves import draw_curves
+from vosnet.training.distributed import World, joined_world
+from vosnet.training.lock import RunLock, locked_folder
+from vosnet.training.loop import Loop
+from vosnet.training.prefetch import prefetched
+from vosnet.training.schedule import Schedule
+from vosnet.training.signals import StopRequest, stop_on_signals
+from vosnet.training.trainer import StepResult, Trainer
+from vosnet.training.validation import Validator
+from vosnet.transforms import Crops
+
+MAX_BAD_SHARE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What the command line adds to a recipe.
+
+    Args:
+        out: the run folder.
+        resume: "never", "auto", or a checkpoint or run folder to start from.
+        overwrite: replace an earlier run in `out`.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        progress: how progress is shown.
+        argv: the command line, for env.json.
+    """
+
+    out: Path
+    resume: str = "never"
+    overwrite: bool = False
+    device: str = "auto"
+    progress: ProgressMode = "auto"
+    argv: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Args:
+        out: the run folder.
+        step: optimizer steps done.
+        completed: whether the schedule was finished; False after a signal.
+        exit_code: 0, or 130 / 143 after a signal.
+    """
+
+    out: Path
+    step: int
+    completed: bool
+    exit_code: int
+
+
+def train(loaded: LoadedRecipe, options: RunOptions) -> RunResult:
+    """Train as the recipe says.
+
+    Raises:
+        VosnetError: every expected failure, with its exit code; see `vosnet.errors`.
+    """
+    with joined_world(options.device) as world, stop_on_signals() as stop, contextlib.ExitStack() as stack:
+        world.check_same("the recipe", recipe_hash(loaded.recipe))
+        lock = None
+        mode = "new"
+        if world.is_main:
+            files.make_folder(options.out)
+            lock = stack.enter_context(locked_folder(options.out))
+            mode = run_folder.claim_folder(options.out, options.resume, overwrite=options.overwrite)
+        is_resumed = world.sum([float(mode == "resume")])[0] > 0
+        return _Run(loaded, options, world, lock, resumed=is_resumed).execute(stop, stack)
+
+
+class _Run:
+    """The run while it lasts; implements the loop's hooks."""
+
+    def __init__(
+        self, loaded: LoadedRecipe, options: RunOptions, world: World, lock: RunLock | None, *, resumed: bool
+    ) -> None:
+        self.loaded, self.options, self.world, self.lock = loaded, options, world, lock
+        self.recipe: Recipe = loaded.recipe
+        self.out = options.out
+        self.resumed = resumed
+        self.checkpoints = CheckpointFolder(self.out / "checkpoints")
+        self.journal: journals.Journal | None = None
+        self.bad: dict[str, str] = {}
+        self.best = float("-inf")
+        if resumed:
+            run_folder.check_continuation(self.out, self.recipe)
+
+    def execute(self, stop: StopRequest, stack: contextlib.ExitStack) -> RunResult:
+        _set_determinism(self.recipe)
+        self.stream = open_stream(self.recipe)
+        self.world.check_same("the list of videos", self.stream.fingerprint)
+        self._check_batch()
+        trainer = self._build_trainer()
+        self.validator = Validator.from_recipe(self.recipe, self._say) if self.world.is_main else None
+        schedule = Schedule(self.recipe.schedule, self.stream.steps_per_epoch)
+        checkpoint = self._find_checkpoint()
+        if self.world.is_main:
+            self._prepare_folder(checkpoint)
+            self.journal = stack.enter_context(contextlib.closing(journals.Journal(self.out)))
+        for warning in self.loaded.warnings:
+            self._say(warning)
+        images = self.recipe.training.batch_size * self.stream.clip_len
+        loop = Loop(trainer, self.recipe, schedule, self.world, self.journal, self, images)
+        if checkpoint is not None:
+            trainer.load(checkpoint.state["trainer"])
+            loop.load(checkpoint.state["loop"])
+            self._say(f"continuing from {checkpoint.folder} at step {loop.step}")
+        self._announce(loop)
+        completed = self._loop(loop, schedule, stop, stack)
+        return self._finish(loop, stop, completed=completed)
+
+    def _loop(self, loop: Loop, schedule: Schedule, stop: StopRequest, stack: contextlib.ExitStack) -> bool:
+        settings = self.recipe.training
+        batches = prefetched(
+            self.stream,
+            start=loop.step,
+            rank=self.world.rank,
+            world=self.world.size,
+            workers=settings.workers,
+            depth=settings.prefetch,
+            warn=self._say,
+        )
+        stack.enter_context(contextlib.closing(batches))
+        mode: ProgressMode = self.options.progress if self.world.is_main else "quiet"
+        progress = Progress(schedule.total_steps, "training", unit="step", mode=mode, start=loop.step)
+        with progress:
+            return loop.run(batches, stop, progress)
+
+    def _finish(self, loop: Loop, stop: StopRequest, *, completed: bool) -> RunResult:
+        if self.world.is_main:
+            draw_curves(self.out, self._say)
+        if completed:
+            self._say(f"done: {loop.step} steps in {loop.elapsed_s() / 60:.1f} min; weights in {self._last()}")
+            return RunResult(self.out, loop.step, completed=True, exit_code=0)
+        self._say(f"stopped at step {loop.step} and saved; --resume auto continues")
+        return RunResult(self.out, loop.step, completed=False, exit_code=stop.exit_code or 143)
+
+    def save(self, loop: Loop) -> None:
+        """Hook: write a checkpoint."""
+        if not self.world.is_main:
+            return
+        state = {"trainer": loop.trainer.state(), "loop": loop.state()}
+        info = {"epoch": loop.schedule.epoch(loop.step), "elapsed_s": round(loop.elapsed_s(), 1)}
+        self.checkpoints.save(loop.step, lambda path: self._write_model(path, loop), state, info)
+
+    def validate(self, loop: Loop) -> None:
+        """Hook: measure J&F on the main rank; the other ranks wait at the next step's reduction."""
+        if self.validator is None or self.journal is None:
+            return
+        self.save(loop)
+        scores = self.validator.measure(loop.trainer.encoder)
+        self.journal.row("val", loop.step, {"epoch": loop.schedule.epoch(loop.step), **scores})
+        score = scores["J&F"]
+        is_best = score > self.best
+        self._say(f"step {loop.step}: J&F {100 * score:.1f}" + (", the best so far" if is_best else ""))
+        if is_best:
+            self.best = score
+            self.checkpoints.mark_best(loop.step, {"J&F": score})
+
+    def diverged(self, loop: Loop, crops: Crops, result: StepResult) -> None:
+        """Hook: write what is needed to find out why."""
+        folder = self.out / "diverged"
+        name = "report.json" if self.world.is_main else f"report.rank{self.world.rank}.json"
+        finite = {k: v if torch.isfinite(torch.tensor(v)) else str(v) for k, v in result.terms.items()}
+        report = {
+            "step": loop.step,
+            "loss": str(result.loss),
+            "grad_norm": str(result.grad_norm),
+            "terms": finite,
+            "videos": list(crops.names),
+            "sample_ids": crops.ids.tolist(),
+            "skipped_steps": loop.guard.total,
+            "random_state_sha256": _digest(torch.get_rng_state()),
+        }
+        files.write_json(folder / name, report)
+
+    def bad_clips(self, crops: Crops) -> None:
+        """Hook: list unreadable videos; too many of them end the run."""
+        for name, reason in crops.bad:
+            if name not in self.bad:
+                self.bad[name] = reason
+                self._say(f"skipping unreadable video {name}: {reason}")
+        listing = "bad_files.txt" if self.world.is_main else f"bad_files.rank{self.world.rank}.txt"
+        content = "".join(f"{name}\t{' '.join(reason.split())}\n" for name, reason in self.bad.items())
+        files.write_bytes(self.out / listing, content.encode())
+        if len(self.bad) > MAX_BAD_SHARE * self.stream.num_videos:
+            message = f"{len(self.bad)} of {self.stream.num_videos} videos cannot be read (more than 5 %)"
+            raise InputError("E225", message, f"They are listed in {self.out / listing}.")
+
+    def beat(self) -> None:
+        """Hook: keep the lock's heartbeat going."""
+        if self.lock is not None:
+            self.lock.beat()
+
+    def _build_trainer(self) -> Trainer:
+        torch.manual_seed(self.recipe.seed)
+        encoder = build_encoder(seed=self.recipe.seed, **self.recipe.encoder.model_dump())
+        arguments = dict(self.recipe.objective)
+        objective = build_objective(arguments.pop("name"), encoder, **arguments)
+        return Trainer(objective, self.recipe, self.world)
+
+    def _check_batch(self) -> None:
+        settings, ranks = self.recipe.training, self.world.size
+        if settings.batch_size % (settings.accumulate * ranks):
+            message = (
+                f"training.batch_size ({settings.batch_size}) must be a multiple of "
+                f"training.accumulate ({settings.accumulate}) times the ranks ({ranks})"
+            )
+            raise UsageError("E105", message)
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        if self.resumed:
+            if self.world.is_main:
+                self.checkpoints.clean()
+            self.world.barrier()
+            return self.checkpoints.load_latest(self._say)
+        if self.options.resume in {"auto", "never"}:
+            return None
+        start = files.expand(self.options.resume)
+        if (start / "checkpoints").is_dir():
+            run_folder.check_continuation(start, self.recipe)
+            found = CheckpointFolder(start / "checkpoints").load_latest(self._say)
+            if found is not None:
+                return found
+        return load_checkpoint(start)
+
+    def _prepare_folder(self, checkpoint: Checkpoint | None) -> None:
+        files.remove_stale_temporaries(self.out)
+        files.make_folder(self.checkpoints.folder)
+        device, ranks = str(self.world.device), self.world.size
+        environment = run_folder.describe_environment(list(self.options.argv), device, ranks)
+        run_folder.write_start(self.out, self.loaded, environment)
+        if self.resumed:
+            journals.forget_rows_after(self.out, checkpoint.state["loop"]["step"] if checkpoint else 0)
+            self.best = self.checkpoints.best_score()
+
+    def _write_model(self, path: Path, loop: Loop) -> None:
+        encoder = loop.trainer.encoder
+        assert isinstance(encoder, Encoder)
+        meta = {
+            "recipe": self.recipe.title,
+            "recipe_sha256": recipe_hash(self.recipe),
+            "step": loop.step,
+            "seconds": round(loop.elapsed_s(), 1),
+            "preset": "dul" if self.recipe.validation is None else self.recipe.validation.preset,
+        }
+        save_encoder(path, encoder, meta, half=False)
+
+    def _announce(self, loop: Loop) -> None:
+        schedule, device = loop.schedule, self.world.device
+        length = f"{schedule.total_steps} steps" if schedule.total_steps else f"{self.recipe.schedule.minutes} min"
+        ranks = f" x {self.world.size} ranks" if self.world.size > 1 else ""
+        self._say(
+            f"{self.recipe.title or 'training'}: {self.stream.num_videos} videos, "
+            f"{schedule.steps_per_epoch} steps an epoch, {length}, on {device}{ranks} "
+            f"({torch.get_num_threads()} threads, {self.recipe.training.precision}); run folder {self.out}"
+        )
+
+    def _last(self) -> Path:
+        return self.checkpoints.folder / "last" / "model.safetensors"
+
+    def _say(self, message: str) -> None:
+        if self.world.is_main:
+            print(message, file=sys.stderr, flush=True)
+            if self.journal is not None:
+                self.journal.note(message)
+
+
+def _set_determinism(recipe: Recipe) -> None:
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    torch.backends.cudnn.benchmark = not recipe.deterministic
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    import hashlib
+
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()

@@ -1,0 +1,148 @@
+"""The folder of a run: what lies where, when it may be used, and what is written once at the start."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vosnet import files
+from vosnet.errors import UsageError
+from vosnet.recipe import LoadedRecipe, Recipe, resolved_text, resolved_values
+from vosnet.training.lock import LOCK_NAME
+
+RESOLVED_NAME, SOURCE_NAME, ENV_NAME = "recipe.resolved.yaml", "recipe.yaml", "env.json"
+_FILES = (RESOLVED_NAME, SOURCE_NAME, ENV_NAME, "log.txt", "metrics.jsonl", "curves.png", "bad_files.txt")
+_FOLDERS = ("checkpoints", "tb", "eval", "diverged")
+
+# What may differ between a run and its continuation: nothing here changes what a step computes.
+MAY_CHANGE = (
+    "title",
+    "schedule.epochs",
+    "schedule.steps",
+    "schedule.minutes",
+    "training.workers",
+    "training.prefetch",
+    "training.save_minutes",
+    "training.log_steps",
+    "validation",
+)
+
+
+def claim_folder(folder: Path, resume: str, *, overwrite: bool) -> Literal["new", "resume"]:
+    """Decide whether `folder` is started in or continued, and make it.
+
+    Args:
+        folder: the run folder.
+        resume: "auto" continues a run found there; "never" refuses; a path starts a new run from that
+            checkpoint.
+        overwrite: remove the files of an earlier run (only files that training writes) and start anew.
+
+    Raises:
+        UsageError: something is there and neither resume nor overwrite says what to do with it.
+        StorageError: the folder cannot be made.
+    """
+    files.make_folder(folder)
+    if overwrite:
+        remove_run(folder)
+    left = sorted(path.name for path in folder.iterdir() if not path.name.startswith(LOCK_NAME))
+    if not left:
+        return "new"
+    is_run = (folder / RESOLVED_NAME).is_file()
+    if is_run and resume == "auto":
+        return "resume"
+    if is_run:
+        hint = "Add --resume auto to continue it, --overwrite to start anew, or choose another --out."
+        raise UsageError("E103", f"run folder {folder} already holds a run", hint)
+    hint = "Choose another --out folder; only files of an earlier run can be overwritten."
+    raise UsageError("E103", f"folder {folder} is not empty (it holds {', '.join(left[:3])})", hint)
+
+
+def remove_run(folder: Path) -> None:
+    """Delete what training writes into a run folder, and nothing else."""
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    files.remove_stale_temporaries(folder)
+    for name in _FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def write_start(folder: Path, loaded: LoadedRecipe, environment: dict[str, Any]) -> None:
+    """Write the recipe as given, the resolved one, and what it runs on."""
+    files.write_bytes(folder / SOURCE_NAME, loaded.source.encode())
+    files.write_json(folder / ENV_NAME, environment)
+    files.write_bytes(folder / RESOLVED_NAME, resolved_text(loaded.recipe).encode())
+
+
+def check_continuation(folder: Path, recipe: Recipe) -> None:
+    """Refuse to continue the run in `folder` when the recipe says something else now.
+
+    Raises:
+        UsageError: with every key that differs and both values.
+    """
+    before = yaml.safe_load((folder / RESOLVED_NAME).read_text(encoding="utf-8"))
+    differing = [
+        f"{key}: {old!r} then, {new!r} now"
+        for key, old, new in recipe_differences(before, resolved_values(recipe))
+        if not any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)
+    ]
+    if differing:
+        hint = "Use the run's own recipe, or start anew in another --out folder."
+        message = f"the recipe is not the one {folder} was started with ({'; '.join(differing)})"
+        raise UsageError("E104", message, hint)
+
+
+def recipe_differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ, as (dotted key, value in a, value in b)."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in [*a, *(k for k in b if k not in a)]:
+        old, new = a.get(key), b.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += recipe_differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append((prefix + key, old, new))
+    return found
+
+
+def describe_environment(argv: list[str], device: str, ranks: int) -> dict[str, Any]:
+    """Versions, machine and command line, for env.json."""
+    import numpy
+    import torch
+
+    import vosnet
+
+    return {
+        "vosnet": vosnet.__version__,
+        "commit": _git_commit(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "cuda": torch.version.cuda,
+        "device": device,
+        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "threads": torch.get_num_threads(),
+        "ranks": ranks,
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "command": argv,
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.SubprocessError):  # installed from a wheel, or no git
+        return None
+    return done.stdout.strip()

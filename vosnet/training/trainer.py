@@ -1,0 +1,159 @@
+"""One optimizer step, and everything that must be restored to take the next one exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vosnet.objectives import Objective
+from vosnet.recipe import Recipe
+from vosnet.training.distributed import World
+from vosnet.training.guard import BufferSnapshot, gradient_norm
+from vosnet.training.optimizer import build_optimizer, set_learning_rate
+from vosnet.transforms import Clip
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What one step did on this rank.
+
+    Args:
+        loss: mean over the micro-batches.
+        terms: the objective's named values, averaged likewise.
+        grad_norm: L2 norm of the gradient before clipping.
+    """
+
+    loss: float
+    terms: dict[str, float]
+    grad_norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are usable."""
+        return bool(torch.isfinite(torch.tensor([self.loss, self.grad_norm])).all())
+
+
+class Trainer:
+    """Owns the objective, its optimizer and the averaged encoder; knows nothing of files or of time.
+
+    Args:
+        objective: the loss around the encoder.
+        recipe: the settings.
+        world: this rank.
+    """
+
+    def __init__(self, objective: Objective, recipe: Recipe, world: World) -> None:
+        settings = recipe.training
+        self.settings = settings
+        self.world = world
+        if settings.sync_batchnorm and world.size > 1 and world.device.type == "cuda":
+            objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+        layout = torch.channels_last if settings.channels_last else torch.preserve_format
+        self.objective: Objective = objective.to(world.device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.objective.train()
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(self.objective, recipe.optimizer)
+        self.average = _averaged(self.objective.encoder, settings.ema_decay)
+        self._buffers = BufferSnapshot(self.objective)
+        if settings.compile:
+            self.objective.compile_graphs()
+        self._module: nn.Module = self.objective
+        if world.size > 1:
+            device_ids = [world.device] if world.device.type == "cuda" else None
+            self._module = DistributedDataParallel(self.objective, device_ids=device_ids)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder to keep: the averaged one when the recipe asks for it."""
+        if self.average is None:
+            return self.objective.encoder
+        averaged: nn.Module = self.average.module
+        return averaged
+
+    def compute(self, clip: Clip, lr: float) -> StepResult:
+        """Loss and gradient of one batch; `apply` or `discard` must follow.
+
+        Args:
+            clip: this rank's share of the batch.
+            lr: learning rate of the step.
+        """
+        set_learning_rate(self.optimizer, lr)
+        self._buffers.take()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self._parts(clip)
+        outputs = []
+        for index, part in enumerate(parts):
+            with self._sync_only(last=index == len(parts) - 1):
+                outputs.append(self._backward(part, 1 / len(parts)))
+        grad_norm = gradient_norm(self.parameters)
+        names = list(outputs[0][1])
+        stacked = torch.stack([torch.stack([total, *terms.values()]) for total, terms in outputs]).mean(0)
+        loss, norm, *values = torch.stack([stacked[0], grad_norm.float(), *stacked[1:]]).tolist()
+        return StepResult(loss, dict(zip(names, values, strict=True)), norm)
+
+    def apply(self, grad_norm: float) -> None:
+        """Take the step that `compute` prepared, clipping the gradient when the recipe asks for it."""
+        limit = self.settings.clip_grad_norm
+        if limit is not None and grad_norm > limit:
+            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], limit / grad_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.objective.encoder)
+
+    def discard(self) -> None:
+        """Forget the step: parameters stay, and running statistics go back to what they were."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._buffers.restore()
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values from which `load` continues bit for bit."""
+        return {
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.world.device)
+            if self.world.device.type == "cuda"
+            else None,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None and state["average"] is not None:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["random"])
+        if self.world.device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.world.device)
+
+    def _parts(self, clip: Clip) -> list[Clip]:
+        size = len(clip) // self.settings.accumulate
+        return [clip.part(i * size, (i + 1) * size) for i in range(self.settings.accumulate)]
+
+    def _backward(self, clip: Clip, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
+        bf16 = self.settings.precision == "bfloat16"
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
+            output = self._module(clip)
+        (output.total * scale).backward()
+        terms = {name: value.float() for name, value in output.terms.items()}
+        return output.total.detach().float(), terms
+
+    def _sync_only(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are summed over the ranks once per step, with the last micro-batch."""
+        if last or not isinstance(self._module, DistributedDataParallel):
+            return contextlib.nullcontext()
+        no_sync: contextlib.AbstractContextManager[None] = self._module.no_sync()
+        return no_sync
+
+
+def _averaged(encoder: nn.Module, decay: float | None) -> AveragedModel | None:
+    if decay is None:
+        return None
+    return AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
