@@ -89,6 +89,18 @@ def recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(resolved_values(recipe), sort_keys=True).encode()).hexdigest()
 
 
+def recipe_differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ, as (dotted key, value in a, value in b)."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in [*a, *(k for k in b if k not in a)]:
+        old, new = a.get(key), b.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += recipe_differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append((prefix + key, old, new))
+    return found
+
+
 def _check_bound_sections(values: dict[str, Any], findings: _Findings) -> None:
     """Fill and check `objective` and `data`, whose keys are the arguments of what they configure."""
     from vosnet.recipe.bound import data_section, objective_section

@@ -21,17 +21,10 @@ class Section(BaseModel):
 class EncoderSection(Section):
     """The network that is trained and kept; `layer` is torchvision's name of its last stage."""
 
-    arch: Literal["resnet18", "resnet50", "resnet_toy"] = "resnet18"
-    layer: Literal["layer1", "layer2", "layer3", "layer4"] = "layer4"
-    output_stride: Literal[4, 8, 16] = 8
+    arch: Literal["resnet18", "resnet50"] = "resnet18"
+    layer: Literal["layer2", "layer3", "layer4"] = "layer4"
+    output_stride: Literal[4, 8, 16, 32] = 8
     padding: Literal["zeros", "reflect"] = "zeros"
-
-
-class HeadSection(Section):
-    """The projection head on top of the encoder, used in training only; `hidden_dim` null: the encoder's."""
-
-    hidden_dim: PositiveInt | None = None
-    out_dim: PositiveInt = 128
 
 
 class OptimizerSection(Section):
@@ -138,7 +131,6 @@ class Recipe(Section):
     seed: NonNegativeInt = 0
     deterministic: bool = False
     encoder: EncoderSection = EncoderSection()
-    head: HeadSection = HeadSection()
     objective: dict[str, Any]
     data: dict[str, Any]
     optimizer: OptimizerSection

@@ -13,7 +13,7 @@ import yaml
 
 from vosnet import files
 from vosnet.errors import UsageError
-from vosnet.recipe import LoadedRecipe, Recipe, resolved_text, resolved_values
+from vosnet.recipe import LoadedRecipe, Recipe, recipe_differences, resolved_text, resolved_values
 from vosnet.training.lock import LOCK_NAME
 
 RESOLVED_NAME, SOURCE_NAME, ENV_NAME = "recipe.resolved.yaml", "recipe.yaml", "env.json"
@@ -95,18 +95,6 @@ def check_continuation(folder: Path, recipe: Recipe) -> None:
         hint = "Use the run's own recipe, or start anew in another --out folder."
         message = f"the recipe is not the one {folder} was started with ({'; '.join(differing)})"
         raise UsageError("E104", message, hint)
-
-
-def recipe_differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Keys whose values differ, as (dotted key, value in a, value in b)."""
-    found: list[tuple[str, Any, Any]] = []
-    for key in [*a, *(k for k in b if k not in a)]:
-        old, new = a.get(key), b.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += recipe_differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append((prefix + key, old, new))
-    return found
 
 
 def describe_environment(argv: list[str], device: str, ranks: int) -> dict[str, Any]:
