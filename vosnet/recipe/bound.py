@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from vosnet.datasets.stream import ClipStream, build_stream
 from vosnet.objectives import OBJECTIVES
 from vosnet.recipe.problems import suggest
-from vosnet.recipe.schema import Section
+from vosnet.recipe.schema import Recipe, Section
 from vosnet.recipe.signatures import section_of
 from vosnet.recipe.source import KeyPath
 
@@ -32,3 +33,21 @@ def objective_section(section: Mapping[str, Any], findings: Findings) -> dict[st
         return dict(section)
     checked = findings.validate(section_of(OBJECTIVES[name]), arguments, ("objective",))
     return dict(section) if checked is None else {"name": name, **checked.model_dump()}
+
+
+def data_section(section: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
+    """The keyword arguments of `build_stream`, defaults filled in; seed and batch size come from elsewhere."""
+    model = section_of(build_stream, ("seed", "batch_size"))
+    checked = findings.validate(model, dict(section), ("data",))
+    return dict(section) if checked is None else checked.model_dump()
+
+
+def open_stream(recipe: Recipe) -> ClipStream:
+    """The clips that the recipe's data section describes.
+
+    Raises:
+        InputError: data is missing, or more than 5 % of it is unreadable.
+    """
+    arguments = section_of(build_stream, ("seed", "batch_size")).model_validate(recipe.data)
+    values = {name: getattr(arguments, name) for name in type(arguments).model_fields}
+    return build_stream(seed=recipe.seed, batch_size=recipe.training.batch_size, **values)

@@ -160,6 +160,8 @@ def _explain(details: ErrorDetails, where: KeyPath, model: type[BaseModel], skip
 
 def _keys_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     for key in path:
+        if isinstance(key, int):  # an item of a list: the model is the same
+            continue
         field = model.model_fields.get(str(key))
         inner = _model_in(field.annotation) if field is not None else None
         if inner is None:
@@ -194,11 +196,23 @@ def _apply(values: dict[str, Any], override: str, findings: _Findings) -> None:
         findings.problems.append(Problem(COMMAND_LINE, f"{name}: {reason}", 1 << 30))
         return
     findings.problems.extend(dataclasses.replace(p, where=COMMAND_LINE) for p in parsed.problems)
-    section = values
-    for key in path[:-1]:
+    try:
+        _set(values, path, parsed.values["value"])
+    except (IndexError, ValueError):
+        findings.problems.append(Problem(COMMAND_LINE, f"{name}: no such item in the list", 1 << 30))
+        return
+    findings.overridden.add(tuple(int(key) if key.isdecimal() else key for key in path))
+
+
+def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Set `value` at `path`; sections on the way are made, items of lists are named by their number."""
+    section: Any = values
+    for key, following in zip(path[:-1], path[1:]):
+        if isinstance(section, list):
+            section = section[int(key)]
+            continue
         inner = section.setdefault(key, {})
-        if not isinstance(inner, dict):
+        if not (isinstance(inner, dict) or (isinstance(inner, list) and following.isdecimal())):
             inner = section[key] = {}
         section = inner
-    section[path[-1]] = parsed.values["value"]
-    findings.overridden.add(path)
+    section[int(path[-1]) if isinstance(section, list) else path[-1]] = value

@@ -96,6 +96,14 @@ class CheckpointFolder:
         self._point("best", folder)
         self._prune()
 
+    def best_score(self) -> float:
+        """The J&F of the checkpoint that `best` points to; minus infinity without one."""
+        try:
+            manifest = json.loads((self.folder / "best" / MANIFEST_NAME).read_text(encoding="utf-8"))
+            return float(manifest["J&F"])
+        except (OSError, ValueError, KeyError):
+            return float("-inf")
+
     def steps(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         found = sorted(self.folder.glob("step_*"))

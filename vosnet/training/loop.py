@@ -6,7 +6,7 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,7 @@ from vosnet.training.journal import Journal
 from vosnet.training.schedule import Schedule
 from vosnet.training.signals import StopRequest
 from vosnet.training.trainer import StepResult, Trainer
-from vosnet.transforms import Crops, assemble_clip
+from vosnet.transforms import Clip
 
 
 class Hooks(Protocol):
@@ -32,14 +32,11 @@ class Hooks(Protocol):
     def validate(self, loop: Loop) -> None:
         """Measure J&F and mark the best checkpoint."""
 
-    def diverged(self, loop: Loop, crops: Crops, result: StepResult) -> None:
+    def diverged(self, loop: Loop, clip: Clip, result: StepResult) -> None:
         """Write what is needed to find out why."""
 
-    def bad_clips(self, crops: Crops) -> None:
-        """Note videos that could not be read."""
-
-    def beat(self) -> None:
-        """Called every step."""
+    def after_step(self) -> None:
+        """Called after every step."""
 
 
 @dataclasses.dataclass
@@ -121,7 +118,7 @@ class Loop:
         """Seconds of this run up to now, over all its sessions."""
         return self.seconds if self._began == 0.0 else time.monotonic() - self._began
 
-    def run(self, batches: Iterator[Crops], stop: StopRequest, progress: Progress) -> bool:
+    def run(self, batches: Iterable[Clip], stop: StopRequest, progress: Progress) -> bool:
         """Train until the schedule ends or a stop is asked for; the last state is saved either way.
 
         Returns:
@@ -129,28 +126,26 @@ class Loop:
         """
         self._began = time.monotonic() - self.seconds
         stopped = False
+        clips = iter(batches)
         while not stopped and not self.schedule.done(self.step, self.seconds):
-            crops = self._next(batches)
-            stopped = self._one_step(crops, stop)
+            stopped = self._one_step(self._next(clips), stop)
             self._after_step(progress)
         if not stopped:
             self._validate_if_new()
         self.hooks.save(self)
         return not stopped
 
-    def _next(self, batches: Iterator[Crops]) -> Crops:
+    def _next(self, clips: Iterator[Clip]) -> Clip:
         began = time.monotonic()
-        crops = next(batches)
+        clip = next(clips)
         self.waited_s += time.monotonic() - began
-        if crops.bad:
-            self.hooks.bad_clips(crops)
-        return crops
+        return clip
 
-    def _one_step(self, crops: Crops, stop: StopRequest) -> bool:
+    def _one_step(self, clip: Clip, stop: StopRequest) -> bool:
         """One step that all ranks take or skip together; whether a stop was asked of any rank."""
         lr = self.recipe.optimizer.lr * self.schedule.factor(self.step, self.seconds)
         with _memory_errors_explained(self.trainer):
-            result = self.trainer.compute(assemble_clip(crops, self.world.device), lr)
+            result = self.trainer.compute(clip, lr)
         own = [float(not result.finite), float(bool(stop)), self.elapsed_s() * self.world.is_main]
         bad, stopped, self.seconds, loss, *terms = self.world.sum([*own, result.loss, *result.terms.values()])
         if bad:
@@ -163,12 +158,12 @@ class Loop:
         self.guard.note(bool(bad))
         self.step += 1
         if self.guard.diverged:
-            self.hooks.diverged(self, crops, result)
+            self.hooks.diverged(self, clip, result)
             raise _diverged(self)
         return bool(stopped)
 
     def _after_step(self, progress: Progress) -> None:
-        self.hooks.beat()
+        self.hooks.after_step()
         settings = self.recipe.training
         if self.step % settings.log_steps == 0:
             self._row(progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 
 from vosnet import files
+from vosnet.datasets.prefetch import ClipLoader
+from vosnet.datasets.stream import ClipStream
 from vosnet.errors import InputError, UsageError, VosnetError
 from vosnet.models import Encoder, build_encoder, save_encoder
 from vosnet.objectives import build_objective
@@ -25,15 +28,11 @@ from vosnet.training.curves import draw_curves
 from vosnet.training.distributed import World, joined_world
 from vosnet.training.lock import RunLock, locked_folder
 from vosnet.training.loop import Loop
-from vosnet.training.prefetch import prefetched
 from vosnet.training.schedule import Schedule
 from vosnet.training.signals import StopRequest, stop_on_signals
 from vosnet.training.trainer import StepResult, Trainer
 from vosnet.training.validation import Validator
-from vosnet.transforms import Crops
-
-MAX_BAD_SHARE = 0.05
-
+from vosnet.transforms import Clip
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
@@ -103,7 +102,7 @@ class _Run:
         self.resumed = resumed
         self.checkpoints = CheckpointFolder(self.out / "checkpoints")
         self.journal: journals.Journal | None = None
-        self.bad: dict[str, str] = {}
+        self.listed_bad = 0
         self.best = float("-inf")
         if resumed:
             run_folder.check_continuation(self.out, self.recipe)
@@ -111,7 +110,7 @@ class _Run:
     def execute(self, stop: StopRequest, stack: contextlib.ExitStack) -> RunResult:
         _set_determinism(self.recipe)
         self.stream = open_stream(self.recipe)
-        self.world.check_same("the list of videos", self.stream.fingerprint)
+        self.world.check_same("the list of videos", _fingerprint(self.stream))
         self._check_batch()
         trainer = self._build_trainer()
         self.validator = Validator.from_recipe(self.recipe, self._say) if self.world.is_main else None
@@ -134,20 +133,20 @@ class _Run:
 
     def _loop(self, loop: Loop, schedule: Schedule, stop: StopRequest, stack: contextlib.ExitStack) -> bool:
         settings = self.recipe.training
-        batches = prefetched(
+        loader = ClipLoader(
             self.stream,
-            start=loop.step,
+            first_step=loop.step,
             rank=self.world.rank,
             world=self.world.size,
             workers=settings.workers,
-            depth=settings.prefetch,
-            warn=self._say,
+            prefetch=settings.prefetch,
+            device=self.world.device,
         )
-        stack.enter_context(contextlib.closing(batches))
+        stack.enter_context(loader)
         mode: ProgressMode = self.options.progress if self.world.is_main else "quiet"
         progress = Progress(schedule.total_steps, "training", unit="step", mode=mode, start=loop.step)
         with progress:
-            return loop.run(batches, stop, progress)
+            return loop.run(loader, stop, progress)
 
     def _finish(self, loop: Loop, stop: StopRequest, *, completed: bool) -> RunResult:
         if self.world.is_main:
@@ -180,7 +179,7 @@ class _Run:
             self.best = score
             self.checkpoints.mark_best(loop.step, {"J&F": score})
 
-    def diverged(self, loop: Loop, crops: Crops, result: StepResult) -> None:
+    def diverged(self, loop: Loop, clip: Clip, result: StepResult) -> None:
         """Hook: write what is needed to find out why."""
         folder = self.out / "diverged"
         name = "report.json" if self.world.is_main else f"report.rank{self.world.rank}.json"
@@ -190,30 +189,19 @@ class _Run:
             "loss": str(result.loss),
             "grad_norm": str(result.grad_norm),
             "terms": finite,
-            "videos": list(crops.names),
-            "sample_ids": crops.ids.tolist(),
+            "videos": list(clip.names),
+            "sample_ids": clip.ids.tolist(),
             "skipped_steps": loop.guard.total,
             "random_state_sha256": _digest(torch.get_rng_state()),
         }
         files.write_json(folder / name, report)
 
-    def bad_clips(self, crops: Crops) -> None:
-        """Hook: list unreadable videos; too many of them end the run."""
-        for name, reason in crops.bad:
-            if name not in self.bad:
-                self.bad[name] = reason
-                self._say(f"skipping unreadable video {name}: {reason}")
-        listing = "bad_files.txt" if self.world.is_main else f"bad_files.rank{self.world.rank}.txt"
-        content = "".join(f"{name}\t{' '.join(reason.split())}\n" for name, reason in self.bad.items())
-        files.write_bytes(self.out / listing, content.encode())
-        if len(self.bad) > MAX_BAD_SHARE * self.stream.num_videos:
-            message = f"{len(self.bad)} of {self.stream.num_videos} videos cannot be read (more than 5 %)"
-            raise InputError("E225", message, f"They are listed in {self.out / listing}.")
-
-    def beat(self) -> None:
-        """Hook: keep the lock's heartbeat going."""
+    def after_step(self) -> None:
+        """Hook: keep the lock's heartbeat going, and list videos that turned out to be unreadable."""
         if self.lock is not None:
             self.lock.beat()
+        if len(self.stream.bad) > self.listed_bad:
+            self._list_bad_videos()
 
     def _build_trainer(self) -> Trainer:
         torch.manual_seed(self.recipe.seed)
@@ -279,6 +267,13 @@ class _Run:
             f"({torch.get_num_threads()} threads, {self.recipe.training.precision}); run folder {self.out}"
         )
 
+    def _list_bad_videos(self) -> None:
+        listing = "bad_files.txt" if self.world.is_main else f"bad_files.rank{self.world.rank}.txt"
+        bad = {name: " ".join(reason.split()) for name, reason in sorted(self.stream.bad.items())}
+        files.write_bytes(self.out / listing, "".join(f"{k}\t{v}\n" for k, v in bad.items()).encode())
+        self.listed_bad = len(bad)
+        self._say(f"{len(bad)} of {self.stream.num_videos} videos cannot be read; see {self.out / listing}")
+
     def _last(self) -> Path:
         return self.checkpoints.folder / "last" / "model.safetensors"
 
@@ -294,7 +289,11 @@ def _set_determinism(recipe: Recipe) -> None:
     torch.backends.cudnn.benchmark = not recipe.deterministic
 
 
-def _digest(tensor: torch.Tensor) -> str:
-    import hashlib
+def _fingerprint(stream: ClipStream) -> str:
+    """Equal on two ranks when they train on the same videos in the same order."""
+    listing = "\n".join(f"{entry.name} {entry.num_frames}" for entry in stream.entries)
+    return hashlib.sha256(listing.encode()).hexdigest()
 
+
+def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
