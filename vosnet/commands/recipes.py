@@ -48,11 +48,15 @@ def make_recipes_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `recipes`; returns the exit code."""
     options = make_recipes_parser().parse_args(argv)
-    return int({"list": _list, "show": _show, "copy": _copy, "validate": _validate, "diff": _diff}[options.action](options))
+    return int(
+        {"list": _list, "show": _show, "copy": _copy, "validate": _validate, "diff": _diff}[options.action](
+            options
+        )
+    )
 
 
 def recipe_folder() -> Path:
-    """Where the recipes of the project lie: beside the package in a checkout, else below the working folder."""
+    """Where the project's recipes lie: beside the package in a checkout, else in the working folder."""
     beside = Path(__file__).resolve().parents[2] / "recipes"
     return beside if beside.is_dir() else Path("recipes")
 
@@ -123,8 +127,10 @@ def _validate(options: argparse.Namespace) -> int:
 def _diff(options: argparse.Namespace) -> int:
     from vosnet.recipe import load_recipe, recipe_differences, resolved_values
 
-    values = [resolved_values(load_recipe(find_recipe(name)).recipe) for name in (options.first, options.second)]
-    differences = recipe_differences(*values)
+    first, second = (
+        resolved_values(load_recipe(find_recipe(name)).recipe) for name in (options.first, options.second)
+    )
+    differences = recipe_differences(first, second)
     if options.json:
         rows: dict[str, Any] = {key: [old, new] for key, old, new in differences}
         print(json.dumps(rows, indent=2))

@@ -24,7 +24,9 @@ def make_train_parser() -> argparse.ArgumentParser:
         "uses N GPUs. The first Ctrl-C finishes the step and saves; --resume auto continues.",
         EXAMPLES,
     )
-    parser.add_argument("recipe", help="a YAML file; `python tools/recipes.py list` shows those that come along")
+    parser.add_argument(
+        "recipe", help="a YAML file; `python tools/recipes.py list` shows those that come along"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-3")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE)")
     parser.add_argument(

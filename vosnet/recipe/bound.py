@@ -36,7 +36,7 @@ def objective_section(section: Mapping[str, Any], findings: Findings) -> dict[st
 
 
 def data_section(section: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
-    """The keyword arguments of `build_stream`, defaults filled in; seed and batch size come from elsewhere."""
+    """The keyword arguments of `build_stream` without seed and batch size, defaults filled in."""
     model = section_of(build_stream, ("seed", "batch_size"))
     checked = findings.validate(model, dict(section), ("data",))
     return dict(section) if checked is None else checked.model_dump()

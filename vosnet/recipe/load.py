@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -140,7 +141,7 @@ class _Findings:
 
 
 def _explain(details: ErrorDetails, where: KeyPath, model: type[BaseModel], skip: int) -> str:
-    """pydantic's finding in the words of a recipe."""
+    """Pydantic's finding in the words of a recipe."""
     key = str(where[-1]) if where else ""
     name = ".".join(map(str, where))
     value = details.get("input")
@@ -207,7 +208,7 @@ def _apply(values: dict[str, Any], override: str, findings: _Findings) -> None:
 def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     """Set `value` at `path`; sections on the way are made, items of lists are named by their number."""
     section: Any = values
-    for key, following in zip(path[:-1], path[1:]):
+    for key, following in itertools.pairwise(path):
         if isinstance(section, list):
             section = section[int(key)]
             continue

@@ -33,9 +33,7 @@ def migrate(values: dict[str, Any], complain: Callable[[tuple[str | int, ...], s
     if version == RECIPE_VERSION or not isinstance(version, int):
         return []
     if version != 1:
-        complain(
-            ("version",), f"version {version} is newer than this program understands ({RECIPE_VERSION})"
-        )
+        complain(("version",), f"version {version} is newer than this program understands ({RECIPE_VERSION})")
         values["version"] = RECIPE_VERSION
         return []
     warnings = []

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 RECIPE_VERSION = 2
+
+
+def tuple_from_list(value: Any) -> Any:
+    """YAML has lists only; a list stands for a tuple where one is meant."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -32,7 +47,7 @@ class OptimizerSection(Section):
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: PositiveFloat
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(tuple_from_list)] = (0.9, 0.999)
     momentum: Fraction = 0.9
     weight_decay: NonNegativeFloat = 0.0
     bias_lr_factor: PositiveFloat = 1.0
@@ -100,7 +115,7 @@ class ValidationSection(Section):
 
     root: str
     split: str | None = None
-    sequences: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    sequences: Annotated[tuple[str, ...], BeforeValidator(tuple_from_list)] = ()
     preset: str = "dul"
     resolution: str = "480p"
     every_epochs: PositiveInt | None = None
@@ -113,7 +128,9 @@ class ValidationSection(Section):
         given = [k for k in ("every_epochs", "every_steps", "every_minutes") if getattr(self, k) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
-            raise ValueError(f"give exactly one of every_epochs, every_steps and every_minutes, found {found}")
+            raise ValueError(
+                f"give exactly one of every_epochs, every_steps and every_minutes, found {found}"
+            )
         if (self.split is None) == (not self.sequences):
             raise ValueError("give either split or sequences")
         return self
@@ -126,7 +143,7 @@ class Recipe(Section):
     exactly those keyword arguments; see `vosnet.recipe.signatures`.
     """
 
-    version: Literal[2] = RECIPE_VERSION
+    version: Literal[2] = 2
     title: str = ""
     seed: NonNegativeInt = 0
     deterministic: bool = False

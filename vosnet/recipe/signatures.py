@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, create_model
 
-from vosnet.recipe.schema import Section
+from vosnet.recipe.schema import Section, tuple_from_list
 
 
-@functools.cache
 def section_of(function: Callable[..., Any], given_by_code: tuple[str, ...] = ()) -> type[Section]:
     """A section model with one key per keyword-only parameter of `function`.
 
@@ -21,7 +19,7 @@ def section_of(function: Callable[..., Any], given_by_code: tuple[str, ...] = ()
         function: a function or class; its annotations are the types, its defaults the defaults.
         given_by_code: parameters that the program supplies, such as the seed: they are no recipe keys.
     """
-    target = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    target = function.__init__ if inspect.isclass(function) else function
     hints = typing.get_type_hints(target, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(target).parameters.items():
@@ -33,8 +31,6 @@ def section_of(function: Callable[..., Any], given_by_code: tuple[str, ...] = ()
 
 
 def _relaxed(annotation: Any) -> Any:
-    """`annotation` with YAML lists accepted where a tuple or sequence is meant."""
-    origin = typing.get_origin(annotation)
-    if origin in {tuple, Sequence, frozenset}:
-        return typing.Annotated[annotation, Field(strict=False)]
-    return annotation
+    """`annotation` with a YAML list accepted where a tuple is meant."""
+    is_tuple = typing.get_origin(annotation) is tuple or annotation is tuple
+    return typing.Annotated[annotation, BeforeValidator(tuple_from_list)] if is_tuple else annotation

@@ -20,7 +20,9 @@ KeyPath = tuple[str | int, ...]
 _BOOL = {"true": True, "false": False}
 _NULL = {"", "~", "null"}
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
-_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_FLOAT = re.compile(
+    r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 
@@ -117,17 +119,18 @@ class _BoundedLoader(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
             raise yaml.MarkedYAMLError(
                 problem="aliases (*name) are not used in recipes: write the value out",
-                problem_mark=event.start_mark,
+                problem_mark=mark,
             )
         self._count += 1
         self._depth += 1
         if self._count > MAX_NODES or self._depth > MAX_DEPTH:
             limit = f"{MAX_NODES} values" if self._count > MAX_NODES else f"{MAX_DEPTH} levels"
-            raise yaml.MarkedYAMLError(problem=f"more than {limit}", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"more than {limit}", problem_mark=mark)
         try:
             return super().compose_node(parent, index)
         finally:

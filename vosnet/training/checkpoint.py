@@ -73,7 +73,9 @@ class CheckpointFolder:
         files.make_folder(folder)
         try:
             write_model(folder / MODEL_NAME)
-            buffer = io.BytesIO()  # torch.save reports a full disk without an error number; Path.write_bytes does
+            buffer = (
+                io.BytesIO()
+            )  # torch.save reports a full disk without an error number; Path.write_bytes does
             torch.save(dict(state), buffer)
             files.write_bytes(folder / STATE_NAME, buffer.getvalue())
             digests = {name: files.sha256(folder / name) for name in (MODEL_NAME, STATE_NAME)}
@@ -135,7 +137,7 @@ class CheckpointFolder:
                 shutil.rmtree(folder)
 
     def _point(self, name: str, folder: Path) -> None:
-        """Let `name` mean `folder`: a relative link, replaced in one step; a copy where links are forbidden."""
+        """Let `name` mean `folder`: a relative link, replaced in one step; a copy where links fail."""
         link, temporary = self.folder / name, self.folder / f".{name}{files.TEMPORARY_SUFFIX}"
         temporary.unlink(missing_ok=True)
         try:
@@ -152,7 +154,9 @@ class CheckpointFolder:
         for folder in self.steps()[:-KEPT]:
             if folder.name != best:
                 with contextlib.suppress(FileNotFoundError):
-                    (folder / MANIFEST_NAME).unlink()  # first, so that a half-removed folder is not a checkpoint
+                    (
+                        folder / MANIFEST_NAME
+                    ).unlink()  # first, so that a half-removed folder is not a checkpoint
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
+import datetime as dt
 import os
 from collections.abc import Iterator
 
@@ -79,10 +79,14 @@ def lost_rank_is_an_error() -> Iterator[None]:
         yield
     except (RuntimeError, dist.DistBackendError) as error:
         text = str(error)
-        if not any(word in text for word in ("Connection", "closed", "imed out", "timeout", "NCCL", "gloo", "Gloo")):
+        if not any(
+            word in text for word in ("Connection", "closed", "imed out", "timeout", "NCCL", "gloo", "Gloo")
+        ):
             raise
         hint = "Look at that rank's output; resume with --resume auto."
-        raise VosnetError("E109", f"another rank stopped answering: {text.splitlines()[0][:160]}", hint) from error
+        raise VosnetError(
+            "E109", f"another rank stopped answering: {text.splitlines()[0][:160]}", hint
+        ) from error
 
 
 @contextlib.contextmanager
@@ -101,7 +105,7 @@ def joined_world(device: str) -> Iterator[World]:
         yield World(0, 1, chosen)
         return
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=TIMEOUT_S))
+    dist.init_process_group(backend, timeout=dt.timedelta(seconds=TIMEOUT_S))
     try:
         yield World(rank, size, chosen)
     finally:

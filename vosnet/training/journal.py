@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 import json
 import math
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ METRICS_NAME, LOG_NAME = "metrics.jsonl", "log.txt"
 class Journal:
     """Appends rows to `metrics.jsonl`, one JSON object a line, and messages to `log.txt`.
 
-    Keys of a training row: time (ISO 8601, UTC), step, epoch, split ("train"), loss, the objective's terms, lr,
-    grad_norm, samples_per_s, images_per_s, data_wait_s and data_wait_share since the row before, skipped_steps,
-    elapsed_s, mem_peak_bytes. A validation row has split "val", J&F, J, F and one entry per sequence.
+    Keys of a training row: time (ISO 8601, UTC), step, epoch, split ("train"), loss, the objective's
+    terms, lr, grad_norm, samples_per_s, images_per_s, data_wait_s and data_wait_share since the row
+    before, skipped_steps, elapsed_s, mem_peak_bytes. A validation row has split "val", J&F, J, F and
+    `sequences`, the J&F of each. Loss, terms and grad_norm are means over the steps since the row before.
     Numbers that are not finite are written as null.
 
     Args:
         folder: the run folder.
-        say: shows a message to the user.
         tensorboard: also write event files to `tb/` when TensorBoard is installed.
     """
 
@@ -87,7 +87,7 @@ def _finite(value: Any) -> Any:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+    return dt.datetime.now(dt.timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _tensorboard_writer(folder: Path) -> Any:
@@ -95,4 +95,4 @@ def _tensorboard_writer(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # an optional dependency: metrics.jsonl has everything
         return None
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

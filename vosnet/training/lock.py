@@ -34,7 +34,7 @@ class RunLock:
         self._last_beat = 0.0
 
     def beat(self) -> None:
-        """Refresh the heartbeat of the fallback lock; call it every step, it writes twice a minute at most."""
+        """Refresh the heartbeat of the fallback lock; call it every step, it writes rarely."""
         if self._exclusive is not None and time.monotonic() - self._last_beat > HEARTBEAT_S:
             self._last_beat = time.monotonic()
             os.utime(self._exclusive)
@@ -139,6 +139,10 @@ def _alive(pid: int) -> bool:
 
 
 def _locked(path: Path, holder: dict[str, Any]) -> LockedError:
-    who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= set(holder) else "another process"
+    who = (
+        f"process {holder['pid']} on {holder['host']}"
+        if {"pid", "host"} <= set(holder)
+        else "another process"
+    )
     hint = "Wait for it, stop it, or choose another --out folder."
     return LockedError("E801", f"run folder {path.parent} is in use by {who}", hint)

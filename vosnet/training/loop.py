@@ -6,7 +6,7 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,7 @@ from vosnet.training.journal import Journal
 from vosnet.training.schedule import Schedule
 from vosnet.training.signals import StopRequest
 from vosnet.training.trainer import StepResult, Trainer
-from vosnet.transforms import Clip
+from vosnet.transforms import Crops, assemble_clip
 
 
 class Hooks(Protocol):
@@ -32,7 +32,7 @@ class Hooks(Protocol):
     def validate(self, loop: Loop) -> None:
         """Measure J&F and mark the best checkpoint."""
 
-    def diverged(self, loop: Loop, clip: Clip, result: StepResult) -> None:
+    def diverged(self, loop: Loop, crops: Crops, result: StepResult) -> None:
         """Write what is needed to find out why."""
 
     def after_step(self) -> None:
@@ -118,7 +118,7 @@ class Loop:
         """Seconds of this run up to now, over all its sessions."""
         return self.seconds if self._began == 0.0 else time.monotonic() - self._began
 
-    def run(self, batches: Iterable[Clip], stop: StopRequest, progress: Progress) -> bool:
+    def run(self, batches: Iterator[Crops], stop: StopRequest, progress: Progress) -> bool:
         """Train until the schedule ends or a stop is asked for; the last state is saved either way.
 
         Returns:
@@ -126,26 +126,25 @@ class Loop:
         """
         self._began = time.monotonic() - self.seconds
         stopped = False
-        clips = iter(batches)
         while not stopped and not self.schedule.done(self.step, self.seconds):
-            stopped = self._one_step(self._next(clips), stop)
+            stopped = self._one_step(self._next(batches), stop)
             self._after_step(progress)
         if not stopped:
             self._validate_if_new()
         self.hooks.save(self)
         return not stopped
 
-    def _next(self, clips: Iterator[Clip]) -> Clip:
+    def _next(self, batches: Iterator[Crops]) -> Crops:
         began = time.monotonic()
-        clip = next(clips)
+        crops = next(batches)
         self.waited_s += time.monotonic() - began
-        return clip
+        return crops
 
-    def _one_step(self, clip: Clip, stop: StopRequest) -> bool:
+    def _one_step(self, crops: Crops, stop: StopRequest) -> bool:
         """One step that all ranks take or skip together; whether a stop was asked of any rank."""
         lr = self.recipe.optimizer.lr * self.schedule.factor(self.step, self.seconds)
         with _memory_errors_explained(self.trainer):
-            result = self.trainer.compute(clip, lr)
+            result = self.trainer.compute(assemble_clip(crops, self.world.device), lr)
         own = [float(not result.finite), float(bool(stop)), self.elapsed_s() * self.world.is_main]
         bad, stopped, self.seconds, loss, *terms = self.world.sum([*own, result.loss, *result.terms.values()])
         if bad:
@@ -158,7 +157,7 @@ class Loop:
         self.guard.note(bool(bad))
         self.step += 1
         if self.guard.diverged:
-            self.hooks.diverged(self, clip, result)
+            self.hooks.diverged(self, crops, result)
             raise _diverged(self)
         return bool(stopped)
 

@@ -6,16 +6,14 @@ import contextlib
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vosnet import files
-from vosnet.datasets.prefetch import ClipLoader
+from vosnet.datasets.prefetch import prefetched
 from vosnet.datasets.stream import ClipStream
-from vosnet.errors import InputError, UsageError, VosnetError
+from vosnet.errors import UsageError
 from vosnet.models import Encoder, build_encoder, save_encoder
 from vosnet.objectives import build_objective
 from vosnet.progress import Progress, ProgressMode
@@ -31,8 +29,8 @@ from vosnet.training.loop import Loop
 from vosnet.training.schedule import Schedule
 from vosnet.training.signals import StopRequest, stop_on_signals
 from vosnet.training.trainer import StepResult, Trainer
-from vosnet.training.validation import Validator
-from vosnet.transforms import Clip
+from vosnet.transforms import Crops
+
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
@@ -113,7 +111,6 @@ class _Run:
         self.world.check_same("the list of videos", _fingerprint(self.stream))
         self._check_batch()
         trainer = self._build_trainer()
-        self.validator = Validator.from_recipe(self.recipe, self._say) if self.world.is_main else None
         schedule = Schedule(self.recipe.schedule, self.stream.steps_per_epoch)
         checkpoint = self._find_checkpoint()
         if self.world.is_main:
@@ -133,26 +130,28 @@ class _Run:
 
     def _loop(self, loop: Loop, schedule: Schedule, stop: StopRequest, stack: contextlib.ExitStack) -> bool:
         settings = self.recipe.training
-        loader = ClipLoader(
+        batches = prefetched(
             self.stream,
-            first_step=loop.step,
+            start=loop.step,
             rank=self.world.rank,
             world=self.world.size,
             workers=settings.workers,
-            prefetch=settings.prefetch,
-            device=self.world.device,
+            depth=settings.prefetch,
+            warn=self._say,
         )
-        stack.enter_context(loader)
+        stack.enter_context(contextlib.closing(batches))  # type: ignore[type-var]
         mode: ProgressMode = self.options.progress if self.world.is_main else "quiet"
         progress = Progress(schedule.total_steps, "training", unit="step", mode=mode, start=loop.step)
         with progress:
-            return loop.run(loader, stop, progress)
+            return loop.run(batches, stop, progress)
 
     def _finish(self, loop: Loop, stop: StopRequest, *, completed: bool) -> RunResult:
         if self.world.is_main:
             draw_curves(self.out, self._say)
         if completed:
-            self._say(f"done: {loop.step} steps in {loop.elapsed_s() / 60:.1f} min; weights in {self._last()}")
+            self._say(
+                f"done: {loop.step} steps in {loop.elapsed_s() / 60:.1f} min; weights in {self._last()}"
+            )
             return RunResult(self.out, loop.step, completed=True, exit_code=0)
         self._say(f"stopped at step {loop.step} and saved; --resume auto continues")
         return RunResult(self.out, loop.step, completed=False, exit_code=stop.exit_code or 143)
@@ -166,20 +165,10 @@ class _Run:
         self.checkpoints.save(loop.step, lambda path: self._write_model(path, loop), state, info)
 
     def validate(self, loop: Loop) -> None:
-        """Hook: measure J&F on the main rank; the other ranks wait at the next step's reduction."""
-        if self.validator is None or self.journal is None:
-            return
-        self.save(loop)
-        scores = self.validator.measure(loop.trainer.encoder)
-        self.journal.row("val", loop.step, {"epoch": loop.schedule.epoch(loop.step), **scores})
-        score = scores["J&F"]
-        is_best = score > self.best
-        self._say(f"step {loop.step}: J&F {100 * score:.1f}" + (", the best so far" if is_best else ""))
-        if is_best:
-            self.best = score
-            self.checkpoints.mark_best(loop.step, {"J&F": score})
+        """Hook: without a validator, only say so."""
+        self._say(f"step {loop.step}: no validation, this version measures J&F with tools/evaluate.py")
 
-    def diverged(self, loop: Loop, clip: Clip, result: StepResult) -> None:
+    def diverged(self, loop: Loop, crops: Crops, result: StepResult) -> None:
         """Hook: write what is needed to find out why."""
         folder = self.out / "diverged"
         name = "report.json" if self.world.is_main else f"report.rank{self.world.rank}.json"
@@ -189,8 +178,8 @@ class _Run:
             "loss": str(result.loss),
             "grad_norm": str(result.grad_norm),
             "terms": finite,
-            "videos": list(clip.names),
-            "sample_ids": clip.ids.tolist(),
+            "videos": list(crops.names),
+            "sample_ids": crops.ids.tolist(),
             "skipped_steps": loop.guard.total,
             "random_state_sha256": _digest(torch.get_rng_state()),
         }
@@ -259,7 +248,9 @@ class _Run:
 
     def _announce(self, loop: Loop) -> None:
         schedule, device = loop.schedule, self.world.device
-        length = f"{schedule.total_steps} steps" if schedule.total_steps else f"{self.recipe.schedule.minutes} min"
+        length = (
+            f"{schedule.total_steps} steps" if schedule.total_steps else f"{self.recipe.schedule.minutes} min"
+        )
         ranks = f" x {self.world.size} ranks" if self.world.size > 1 else ""
         self._say(
             f"{self.recipe.title or 'training'}: {self.stream.num_videos} videos, "

@@ -99,7 +99,7 @@ def check_continuation(folder: Path, recipe: Recipe) -> None:
 
 def describe_environment(argv: list[str], device: str, ranks: int) -> dict[str, Any]:
     """Versions, machine and command line, for env.json."""
-    import numpy
+    import numpy as np
     import torch
 
     import vosnet
@@ -109,7 +109,7 @@ def describe_environment(argv: list[str], device: str, ranks: int) -> dict[str, 
         "commit": _git_commit(),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
         "cuda": torch.version.cuda,
         "device": device,
         "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,

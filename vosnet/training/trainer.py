@@ -53,7 +53,7 @@ class Trainer:
         self.settings = settings
         self.world = world
         if settings.sync_batchnorm and world.size > 1 and world.device.type == "cuda":
-            objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+            objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # type: ignore[no-untyped-call]
         layout = torch.channels_last if settings.channels_last else torch.preserve_format
         self.objective: Objective = objective.to(world.device).to(memory_format=layout)  # type: ignore[call-overload]
         self.objective.train()
@@ -156,4 +156,5 @@ class Trainer:
 def _averaged(encoder: nn.Module, decay: float | None) -> AveragedModel | None:
     if decay is None:
         return None
-    return AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(encoder, multi_avg_fn=average, use_buffers=True)
