@@ -38,9 +38,7 @@ def draw_curves(folder: Path, say: Callable[[str], None]) -> Path | None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        say(
-            "no curves.png: matplotlib is missing (pip install 'vosnet[train]'); metrics.jsonl has it all"
-        )
+        say("no curves.png: matplotlib is missing (pip install 'vosnet[train]'); metrics.jsonl has it all")
         return None
     curves = _curves(rows)
     columns = 3
