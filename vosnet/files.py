@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,28 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             _fsync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target` when the block ends without an error.
+
+    Raises:
+        StorageError: disk full or not writable; nothing is left behind.
+    """
+    target = Path(target)
+    make_folder(target.parent)
+    with translate_storage_errors(target):
+        temporary = Path(tempfile.mkdtemp(TEMPORARY_SUFFIX, f".{target.stem[:80]}.", target.parent))
+    try:
+        with translate_storage_errors(target):
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            _fsync(temporary)
+            temporary.replace(target)
+            _fsync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(target: str | os.PathLike[str], content: bytes) -> None:

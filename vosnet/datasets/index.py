@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vosnet.datasets.layouts import Located, is_image
-from vosnet.errors import InputError, VosnetError
+from vosnet.errors import InputError, StorageError, VosnetError
 from vosnet.files import sha256, write_json
 from vosnet.video import open_video
 
@@ -89,9 +89,10 @@ def build_index(
     index: VideoIndex,
     *,
     verify: bool = False,
+    convert: Callable[[VideoEntry], VideoEntry] | None = None,
     save: Callable[[VideoIndex], None] | None = None,
     save_every_s: float = 10.0,
-    watch: Callable[[Iterable[Located]], Iterable[Located]] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> VideoIndex:
     """Inspect every video that `index` does not hold yet, in place.
 
@@ -99,18 +100,27 @@ def build_index(
         located: all videos of the data set.
         index: a new one, or the unfinished one to continue.
         verify: see `inspect_video`.
+        convert: applied to every readable video, such as the extraction of its frames.
         save: called with the unfinished index now and then and with the finished one.
         save_every_s: seconds between two saves.
-        watch: wraps the iteration, for a progress bar.
+        report: called with the name of every video that is done.
+
+    Raises:
+        StorageError: the disk is full or not writable; the index saved last is intact.
     """
     known = {entry.name for entry in index.videos} | set(index.bad)
     todo = [item for item in located if item.name not in known]
     saved_at = time.monotonic()
-    for item in watch(todo) if watch else todo:
+    for item in todo:
         try:
-            index.videos.append(inspect_video(item, verify=verify))
+            entry = inspect_video(item, verify=verify)
+            index.videos.append(convert(entry) if convert else entry)
+        except StorageError:
+            raise
         except (VosnetError, OSError) as error:
             index.bad[item.name] = str(error)
+        if report:
+            report(item.name)
         if save and time.monotonic() - saved_at > save_every_s:
             save(index)
             saved_at = time.monotonic()

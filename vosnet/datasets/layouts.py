@@ -78,23 +78,30 @@ def find_videos(
     return chosen
 
 
+def listed_names(listing: str | Path) -> list[str]:
+    """The lines of a text file without blanks and comments (#).
+
+    Raises:
+        InputError: no such file.
+    """
+    path = expand(listing)
+    if not path.is_file():
+        raise InputError("E222", f"no list of videos at {path}")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def is_image(path: Path) -> bool:
     """Whether the name is that of a picture and not of a system's leftovers."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _named(root: Path, names: str) -> list[Path]:
-    listing = expand(names)
-    if not listing.is_file():
-        raise InputError("E222", f"no list of videos at {listing}")
-    lines = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines()]
-    paths = [root / line for line in lines if line and not line.startswith("#")]
+    paths = [root / name for name in listed_names(names)]
     missing = [path for path in paths if not path.exists()]
     if missing:
-        raise InputError(
-            "E222",
-            f"{len(missing)} of {len(paths)} videos listed in {listing} are missing, first {missing[0]}",
-        )
+        message = f"{len(missing)} of {len(paths)} videos listed in {names} are missing, first {missing[0]}"
+        raise InputError("E222", message)
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,8 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_validator
 
 from vosnet.datasets.index import VideoEntry, VideoIndex, build_index, read_index
-from vosnet.datasets.layouts import Layout, find_videos
-from vosnet.errors import UsageError
+from vosnet.datasets.layouts import Layout, find_videos, listed_names
+from vosnet.errors import InputError, UsageError
 
 
 class VideoSource(BaseModel):
@@ -65,7 +66,7 @@ def list_source(source: VideoSource) -> VideoIndex:
         index = read_index(source.index, root=source.root or None)
         if not index.complete:
             raise UsageError("E111", f"the index {source.index} is unfinished", "Run tools/prepare.py again.")
-        return index
+        return _select(index, source)
     located = find_videos(
         source.layout, source.root, split=source.split, names=source.names, pattern=source.pattern
     )
@@ -81,6 +82,20 @@ def mix(sources: Sequence[VideoSource]) -> tuple[list[VideoEntry], dict[str, str
         entries += index.videos * source.repeat
         bad |= index.bad
     return entries, bad
+
+
+def _select(index: VideoIndex, source: VideoSource) -> VideoIndex:
+    """The videos of an index that `names` and `pattern` leave."""
+    listed = set(listed_names(source.names)) if source.names else None
+
+    def chosen(name: str) -> bool:
+        return fnmatch.fnmatchcase(name, source.pattern) and (listed is None or name in listed)
+
+    videos = [entry for entry in index.videos if chosen(entry.name)]
+    bad = {name: reason for name, reason in index.bad.items() if chosen(name)}
+    if not videos:
+        raise InputError("E221", f"the index {source.index} holds no readable video of those asked for")
+    return VideoIndex(index.root, index.layout, videos, bad, complete=True)
 
 
 def _generated(source: VideoSource) -> list[VideoEntry]:

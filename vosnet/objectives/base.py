@@ -29,6 +29,6 @@ class Objective(nn.Module):
     def forward(self, clip: Clip) -> ObjectiveOutput:
         raise NotImplementedError
 
-    def compile_graphs(self) -> None:
-        """Compile the networks and the loss in place; parameter names do not change."""
+    def compile_graphs(self, backend: str = "inductor") -> None:
+        """Compile the networks and the loss in place, whole graphs only; parameter names do not change."""
         raise NotImplementedError

@@ -93,10 +93,11 @@ class DenseCorrespondence(Objective):
         self._find_targets = self.find_targets
         self._compute_losses = self.losses
 
-    def compile_graphs(self) -> None:
-        self._embed_images = torch.compile(self._embed, fullgraph=True, dynamic=False)
-        self._find_targets = torch.compile(self.find_targets, fullgraph=True, dynamic=False)
-        self._compute_losses = torch.compile(self.losses, fullgraph=True, dynamic=False)
+    def compile_graphs(self, backend: str = "inductor") -> None:
+        whole = functools.partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
+        self._embed_images = whole(self._embed)
+        self._find_targets = whole(self.find_targets)
+        self._compute_losses = whole(self.losses)
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         """Losses and watch values of one batch.

@@ -1,0 +1,328 @@
+"""DUL's losses against the authors' numbers, a plain materialized definition, two ranks and the compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vosnet.errors import UsageError
+from vosnet.objectives import DenseCorrespondence, ObjectiveOutput, build_objective
+from vosnet.objectives.dense_correspondence import make_targets, watch_terms
+from vosnet.transforms import Clip, nearest_index, random_similarity
+
+GOLDEN = os.environ.get("VOSNET_GOLDEN")
+
+
+class ToyEncoder(nn.Module):
+    """Stride 8 with a batch norm, small enough for a test."""
+
+    feature_dim = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 8, stride=8)
+        self.norm = nn.BatchNorm2d(12)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(images)))
+
+
+def toy_objective(**kwargs: Any) -> DenseCorrespondence:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "grid_size": 4,
+        "cross_view_grid_size": 2,
+        "embedding_dim": 8,
+        "chunk_size": 37,
+    }
+    return DenseCorrespondence(ToyEncoder(), **(options | kwargs))
+
+
+def random_clip(seed: int = 0, B: int = 2, T: int = 3, side: int = 64) -> Clip:
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randn(B, T, 3, side, side, generator=generator)
+    theta = torch.stack([random_similarity(generator) for _ in range(B)])
+    return Clip(frames, frames.flip(-1), theta, torch.rand(B, 4, generator=generator), torch.arange(B))
+
+
+def random_views(B: int, T: int, C: int, h: int, w: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    views = [torch.randn(B, T, C, h, w, generator=generator, dtype=dtype) for _ in range(2)]
+    return [F.normalize(view, dim=2).requires_grad_() for view in views]
+
+
+def cells(feature: Tensor) -> Tensor:
+    """[B, T, C, h, w] -> [B, T, h * w, C]."""
+    return feature.flatten(3).transpose(2, 3)
+
+
+def picked_losses(
+    main: Tensor, view: Tensor, theta: Tensor, anchor: Tensor, cross: Tensor, **kwargs: Any
+) -> tuple[Tensor, Tensor, Any]:
+    """Our way: rows of the feature map."""
+    objective = toy_objective(**kwargs)
+    targets = make_targets(cells(main), cells(view), nearest_index(theta, *main.shape[-2:]), anchor, cross)
+    space_time, cross_view = objective.losses(cells(main), targets, targets.anchors, targets.cross_view, 0)
+    return space_time, cross_view, targets
+
+
+def materialized_losses(
+    main: Tensor, view: Tensor, theta: Tensor, anchor: Tensor, cross: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The paper's way, written down plainly: the map of B * N logits is warped."""
+    B, T, _, h, w = main.shape
+    N = anchor.shape[1]
+
+    def take(feature: Tensor, index: Tensor) -> Tensor:
+        return torch.stack([feature[b].flatten(1)[:, index[b]].t() for b in range(B)]).flatten(0, 1)
+
+    def warp(maps: Tensor) -> Tensor:
+        grid = F.affine_grid(theta.to(maps), [B, 1, h, w], align_corners=False)
+        return F.grid_sample(maps, grid, mode="nearest", align_corners=False)
+
+    anchors = take(main[:, 0], anchor)
+    logits = torch.einsum("btchw,nc->btnhw", main, anchors) / temperature
+    aligned = torch.stack([warp(logits[:, t]) for t in range(T)], dim=1)
+    with torch.no_grad():
+        affinity = torch.einsum("btchw,nc->btnhw", view, anchors)
+        own = torch.arange(B * N) // N == torch.arange(B)[:, None]
+        label = affinity.masked_fill(~own[:, None, :, None, None], -torch.inf).argmax(dim=2)
+    space_time = F.cross_entropy(aligned[:, 1:].flatten(0, 1), label[:, 1:].flatten(0, 1))
+    rows, columns = take(warp(main[:, 0]), cross), take(view[:, 0], cross)
+    return space_time, F.cross_entropy(rows @ columns.t() / temperature, torch.arange(len(rows)))
+
+
+def grids(B: int, cells_per_frame: int, anchors: int = 16, pairs: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    order = torch.stack([torch.randperm(cells_per_frame, generator=generator) for _ in range(B)])
+    return order[:, :anchors], order[:, -pairs:]
+
+
+THETA = torch.stack(
+    [
+        torch.tensor([[-0.8, 0.0, -0.15], [0.0, 0.8, 0.1]]),
+        torch.tensor([[0.6, 0.0, 0.9], [0.0, 0.6, -0.2]]),  # looks outside the frame on one side
+        torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+    ]
+)
+
+
+@pytest.mark.skipif(GOLDEN is None, reason="VOSNET_GOLDEN names no folder with the authors' numbers")
+def test_losses_labels_and_gradients_are_those_of_the_authors_code() -> None:
+    stored = np.load(Path(str(GOLDEN)) / "peer_dul_losses_dev.npz")
+    main, view, theta = (torch.from_numpy(stored[k]) for k in ("feature", "feature_reg", "theta"))
+    anchor, cross = (torch.from_numpy(stored[k]).flatten(1) for k in ("anchor_index", "cross_view_index"))
+    main.requires_grad_(), view.requires_grad_()
+    temperature = float(stored["temperature"])
+    space_time, cross_view, targets = picked_losses(main, view, theta, anchor, cross, temperature=temperature)
+    assert space_time.item() == pytest.approx(float(stored["space_time"]), rel=1e-5)
+    assert cross_view.item() == pytest.approx(float(stored["cross_view"]), rel=1e-5)
+    label = targets.pseudo_label.view(stored["pseudo_label"].shape)
+    assert torch.equal(label, torch.from_numpy(stored["pseudo_label"]).long())
+    gradients = {
+        "grad_space_time": torch.autograd.grad(space_time, main, retain_graph=True)[0],
+        "grad_cross_view": torch.autograd.grad(cross_view, main, retain_graph=True)[0],
+        "grad_cross_view_reg": torch.autograd.grad(cross_view, view)[0],
+    }
+    for name, gradient in gradients.items():
+        exact = torch.from_numpy(stored[name])
+        assert float((gradient - exact).abs().max() / exact.abs().max()) < 1e-4, name
+
+
+@pytest.mark.parametrize("chunk_size", [1, 37, 100_000])
+def test_picking_rows_equals_warping_logits_in_value_and_gradient(chunk_size: int) -> None:
+    main, view = random_views(3, 4, 8, 7, 9)
+    anchor, cross = grids(3, 63)
+    ours = picked_losses(main, view, THETA.double(), anchor, cross, temperature=0.1, chunk_size=chunk_size)[
+        :2
+    ]
+    plain = materialized_losses(main, view, THETA.double(), anchor, cross, 0.1)
+    for got, exact in zip(ours, plain):
+        torch.testing.assert_close(got, exact, rtol=1e-10, atol=0)
+        gradients = torch.autograd.grad(got, (main, view), retain_graph=True, allow_unused=True)
+        expected = torch.autograd.grad(exact, (main, view), retain_graph=True, allow_unused=True)
+        for a, b in zip(gradients, expected):
+            assert (a is None) == (b is None)
+            if a is not None and b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+
+
+def test_pseudo_labels_stay_within_the_own_clip() -> None:
+    main, view = random_views(3, 2, 4, 6, 6)
+    *_, targets = picked_losses(main, view, THETA.double(), *grids(3, 36))
+    clip_of_label = targets.pseudo_label // 16
+    assert torch.equal(clip_of_label, torch.arange(3).view(3, 1, 1).expand_as(clip_of_label))
+
+
+def test_only_frame_0_of_the_regularizing_view_learns() -> None:
+    objective = toy_objective()
+    clip = random_clip()
+    clip.frames.requires_grad_(), clip.view.requires_grad_()
+    objective(clip).total.backward()
+    assert clip.view.grad is not None
+    assert clip.frames.grad is not None
+    assert clip.view.grad[:, 0].abs().sum() > 0
+    assert clip.view.grad[:, 1:].abs().sum() == 0
+    assert clip.frames.grad[:, 1:].abs().sum() > 0
+
+
+@pytest.mark.parametrize(("mode", "passes"), [("train", 2), ("eval", 1)])
+def test_batch_norm_of_the_pass_without_gradient_follows_the_switch(mode: Any, passes: int) -> None:
+    objective = toy_objective(regularizing_norm=mode)
+    objective(random_clip())
+    assert int(objective.encoder.norm.num_batches_tracked) == passes  # type: ignore[union-attr,arg-type]
+    assert objective.training
+    assert objective.encoder.training
+
+
+def test_terms_are_detached_and_a_collapsed_network_shows() -> None:
+    objective = toy_objective()
+    output = objective(random_clip())
+    assert set(output.terms) == {"space_time", "cross_view", "label_entropy", "mean_feature", "valid"}
+    assert not any(term.requires_grad for term in output.terms.values())
+    torch.testing.assert_close(output.total, output.terms["space_time"] + 0.1 * output.terms["cross_view"])
+    collapsed = torch.ones(2, 3, 36, 4) / 2
+    targets = make_targets(collapsed, collapsed, nearest_index(THETA[:2], 6, 6), *grids(2, 36))
+    watch = watch_terms(collapsed, targets)
+    assert float(watch["mean_feature"]) == pytest.approx(1.0)
+    assert float(watch["label_entropy"]) < 0.25
+    assert 0.5 < float(watch["valid"]) < 1.0
+
+
+def test_a_step_of_learning_lowers_the_loss() -> None:
+    objective = toy_objective(temperature=0.2)
+    clip = random_clip()
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
+    before = objective(clip).total
+    before.backward()
+    optimizer.step()
+    assert objective(clip).total.item() < before.item()
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of live tensor storages that operations create, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._remove, key, storage.nbytes())
+
+    def _remove(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def peak_bytes(losses: Any, *arguments: Any) -> int:
+    with PeakBytes() as meter:
+        sum(losses(*arguments)[:2]).backward()
+    return meter.peak
+
+
+def test_the_loss_needs_at_most_a_quarter_of_the_materialized_memory() -> None:
+    main, view = random_views(8, 5, 32, 16, 16, torch.float32)
+    theta = torch.stack([random_similarity(torch.Generator().manual_seed(i)) for i in range(8)])
+    arguments = (main, view, theta, *grids(8, 256, anchors=64, pairs=16))
+    ours = peak_bytes(lambda *a: picked_losses(*a, chunk_size=512), *arguments)
+    plain = peak_bytes(lambda *a: materialized_losses(*a, 0.05), *arguments)
+    assert 0 < ours <= plain / 4, (ours, plain)
+
+
+def test_the_graphs_are_whole_and_compiled_once() -> None:
+    objective = toy_objective()
+    eager = objective(random_clip(1)).total
+    objective = toy_objective()
+    objective.compile_graphs("aot_eager")  # the compiler's front end; the back end would only add minutes
+    torch.testing.assert_close(objective(random_clip(1)).total, eager)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(2, 5):
+            objective(random_clip(seed)).total.backward()
+    assert {name.split(".")[0] for name, _ in objective.named_parameters()} == {"encoder", "head"}
+    torch._dynamo.reset()
+
+
+def test_losses_are_computed_in_float32_under_autocast() -> None:
+    objective = toy_objective()
+    with torch.autocast("cpu", torch.bfloat16):
+        output: ObjectiveOutput = objective(random_clip())
+    assert output.total.dtype == torch.float32
+    output.total.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in objective.parameters())
+
+
+TWO_RANKS = """
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, {folder!r})
+from test_dense_correspondence import cells, grids, random_views, toy_objective, THETA
+from vosnet.objectives.dense_correspondence import make_targets
+from vosnet.objectives.gather import gather_ranks, world
+from vosnet.transforms import nearest_index
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+main, view = (v.detach()[2 * rank : 2 * rank + 2].requires_grad_() for v in random_views(4, 3, 8, 6, 6))
+anchor, cross = (index[2 * rank : 2 * rank + 2] for index in grids(4, 36))
+theta = THETA[[0, 1, 2, 0]][2 * rank : 2 * rank + 2].double()
+targets = make_targets(cells(main), cells(view), nearest_index(theta, 6, 6), anchor, cross)
+anchors, pairs = gather_ranks(targets.anchors), gather_ranks(targets.cross_view)
+losses = toy_objective().losses(cells(main), targets, anchors, pairs, world()[0])
+(sum(losses) / 2).backward()  # DDP averages gradients over ranks
+torch.save([torch.stack(losses).detach(), main.grad, view.grad], sys.argv[2] + f".{{rank}}")
+"""
+
+
+def test_two_ranks_with_half_the_batch_give_the_losses_and_gradients_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(TWO_RANKS.format(folder=str(Path(__file__).parent)))
+    meeting = tmp_path / "meeting"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ranks = [
+        subprocess.Popen([sys.executable, str(script), str(r), str(meeting)], env=environment)
+        for r in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    halves = [torch.load(f"{meeting}.{rank}", weights_only=True) for rank in range(2)]
+    main, view = random_views(4, 3, 8, 6, 6)
+    losses = picked_losses(main, view, THETA[[0, 1, 2, 0]].double(), *grids(4, 36))[:2]
+    sum(losses).backward()  # type: ignore[union-attr]
+    torch.testing.assert_close((halves[0][0] + halves[1][0]) / 2, torch.stack(losses).detach())
+    torch.testing.assert_close(torch.cat([half[1] for half in halves]), main.grad)
+    torch.testing.assert_close(torch.cat([half[2] for half in halves]), view.grad)
+
+
+def test_unknown_objectives_and_arguments_are_named_with_a_suggestion() -> None:
+    with pytest.raises(UsageError, match="dense_corespondence"):
+        build_objective("dense_corespondence", ToyEncoder())
+    with pytest.raises(UsageError, match="Did you mean 'temperature'"):
+        build_objective("dense_correspondence", ToyEncoder(), temprature=0.1)
+    with pytest.raises(ValueError, match="regularizing_norm"):
+        build_objective("dense_correspondence", ToyEncoder(), regularizing_norm="frozen")
+    with pytest.raises(ValueError, match="grid_size 9"):
+        toy_objective(grid_size=9)(random_clip())
