@@ -5,7 +5,7 @@ OpenCV turns palette indices into colors without a word (ids 1, 2 become grey 38
 
 from vosnet.masks.labels import check_size, fit_mask, object_ids, one_hot, summarize_mask
 from vosnet.masks.palette import DAVIS_PALETTE, write_mask
-from vosnet.masks.reading import MAX_PIXELS, MaskFile, read_mask
+from vosnet.masks.reading import MAX_PIXELS, MaskFile, read_label_map, read_mask
 
 __all__ = [
     "DAVIS_PALETTE",
@@ -15,6 +15,7 @@ __all__ = [
     "fit_mask",
     "object_ids",
     "one_hot",
+    "read_label_map",
     "read_mask",
     "summarize_mask",
     "write_mask",

@@ -64,7 +64,7 @@ def ids_from_colors(
     blended = int(counts[~np.isin(levels, solid)].sum())
     if blended > MAX_BLENDED * codes.size and not lossy:
         raise InputError(
-            "E213",
+            "E243",
             f"{path}: {len(levels)} colors, and {100 * blended / codes.size:.0f} % of the pixels have none "
             "that fills an area: this looks like a photograph, not a mask",
             "Give each object one flat color on black.",
@@ -120,7 +120,7 @@ def _assign_ids(
     free = [index for index in range(1, 256) if index not in taken]
     if len(others) > len(free):
         raise InputError(
-            "E214",
+            "E244",
             f"{path}: {len(solid)} colors fill areas, a mask holds at most 255 objects",
             "Split it into several masks, or store objects as COCO RLE (--format coco-video).",
         )

@@ -53,11 +53,11 @@ def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any]) -> None:
     """
     if mask.ndim != 2 or mask.dtype.kind not in "bui" or 0 in mask.shape:
         raise InputError(
-            "E216", f"a mask is an integer array [H, W], got {mask.dtype} {tuple(mask.shape)} for {path}"
+            "E246", f"a mask is an integer array [H, W], got {mask.dtype} {tuple(mask.shape)} for {path}"
         )
     if mask.dtype != np.uint8 and (int(mask.max()) > 255 or int(mask.min()) < 0):
         raise InputError(
-            "E214",
+            "E244",
             f"{path}: object ids {int(mask.min())}..{int(mask.max())} do not fit a palette PNG (0..255)",
             "Use --format coco-video, which takes any number of objects.",
         )
