@@ -30,8 +30,8 @@ class ScoringTask:
         annotations: annotated frames in order.
         results: folder with one PNG per frame.
         allowed: stems of all frames of the sequence: a result for another one is extra.
-        starts: object id -> index into `annotations` of its first frame (YouTube-VOS). None is the DAVIS rule:
-            the objects of the first annotation, the first and the last frame not counted.
+        starts: object id -> index into `annotations` of its first frame (YouTube-VOS). None is the DAVIS
+            rule: the objects of the first annotation, the first and the last frame not counted.
         allow_missing: a missing frame scores 0 instead of being a problem.
     """
 
@@ -66,13 +66,14 @@ def davis_task(sequence: Sequence, results: Path, *, allow_missing: bool = False
     """Score `sequence` by the DAVIS rule.
 
     Raises:
-        InputError: not every frame is annotated (as in the test sets), or fewer than three are.
+        InputError: fewer than three frames are annotated, as in the test sets.
     """
-    if len(sequence.annotations) < 3 or len(sequence.annotations) < len(sequence.frames):
+    if len(sequence.annotations) < 3:
+        count = f"{len(sequence.annotations)} of {len(sequence.frames)}"
         raise InputError(
             "E234",
-            f"sequence {sequence.name}: {len(sequence.annotations)} of {len(sequence.frames)} frames are annotated",
-            "Scoring needs all of them, at least three; for a test set build a zip with --submission.",
+            f"sequence {sequence.name}: {count} frames are annotated; the first and the last do not count",
+            "For a test set build a zip with --submission.",
         )
     stems = frozenset(path.stem for path in sequence.frames)
     return ScoringTask(sequence.name, sequence.annotations, results, stems, allow_missing=allow_missing)

@@ -80,9 +80,7 @@ class YouTubeVosRoot:
         elif (base / split / "meta.json").is_file():
             base /= split
         elif base.name != split:
-            raise UsageError(
-                "E111", f"no split {split!r}: no file of that name, no meta.json in {base / split}"
-            )
+            raise UsageError("E111", f"no split {split!r}: no such file, no meta.json in {base / split}")
         if not (base / "meta.json").is_file():
             raise InputError("E230", f"no YouTube-VOS split at {base}: it has no meta.json")
         self.root = base
@@ -132,7 +130,7 @@ def read_meta(path: Path) -> dict[str, dict[int, VideoObject]]:
     """Objects of each video as meta.json lists them.
 
     Raises:
-        InputError: not JSON, or not of the form {"videos": {name: {"objects": {id: {"category", "frames"}}}}}.
+        InputError: not JSON, or not {"videos": {name: {"objects": {id: {"category", "frames"}}}}}.
     """
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -151,7 +149,8 @@ def _objects(entries: dict[str, Any]) -> dict[int, VideoObject]:
         stems = [str(stem) for stem in entry["frames"]]
         if not stems or not 1 <= int(key) <= 255:
             raise ValueError(f"object {key!r} has no frame, or an id outside 1..255")
-        objects[int(key)] = VideoObject(str(entry.get("category", "")), tuple(sorted(stems, key=natural_key)))
+        stems.sort(key=natural_key)
+        objects[int(key)] = VideoObject(str(entry.get("category", "")), tuple(stems))
     return objects
 
 

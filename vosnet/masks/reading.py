@@ -106,7 +106,7 @@ def read_mask(
 
 
 def read_label_map(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """Object ids [H, W] of a result, as the official evaluations read it: values as they stand, nothing guessed.
+    """Object ids [H, W] of a result as the official evaluations read it: values as they stand, no guesses.
 
     Palette indices (mode P) and grey values (mode L) are ids; only a grey file of nothing but 0 and 255 is
     understood, as one object with id 1. Much faster than `read_mask`.
