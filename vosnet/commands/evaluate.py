@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ from vosnet.commands.cli import make_parser
 from vosnet.commands.spread import Ranks, default_workers, joined_ranks, map_processes
 from vosnet.errors import PartialFailureError, UsageError
 from vosnet.files import expand, write_json
-from vosnet.progress import Progress
+from vosnet.progress import Progress, ProgressMode
 
 if TYPE_CHECKING:
     from vosnet.datasets.benchmark import Benchmark
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 _EXAMPLES = [
     "--root DAVIS --split 2017/val --results results/osvos --json osvos.json",
-    "--root DAVIS --split 2016/val --checkpoint random --preset dul --out runs/random",
+    "--root DAVIS --split 2016/val --checkpoint random --out runs/random",
     "--root DAVIS --split 2017/val --compare results/before results/after",
-    "--dataset ytvos --root YTVOS --split valid --results results/mine --submission mine.zip",
+    "--dataset ytvos --root YTVOS --split valid --results mine --submission mine.zip",
 ]
 _DESCRIPTION = """\
-Region similarity J and boundary accuracy F by the rules of davis2017-evaluation, or YouTube-VOS' mean over
-seen and unseen categories. A checkpoint is first run on every sequence; under torchrun (torchrun
---nproc-per-node 4 tools/evaluate.py ...) the sequences are spread over the processes."""
+Region similarity J and boundary accuracy F by the rules of davis2017-evaluation, or YouTube-VOS' mean
+over seen and unseen categories. A checkpoint is first run on every sequence; under torchrun
+(torchrun --nproc-per-node 4 tools/evaluate.py ...) the sequences are spread over the processes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,32 +66,44 @@ def _parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data set")
     data.add_argument("--dataset", choices=["davis", "ytvos"], default="davis", help="layout (default davis)")
     data.add_argument("--root", type=expand, help="the data set's folder")
-    data.add_argument("--split", help="NAME of ImageSets/**/NAME.txt (davis) or of a folder (ytvos), or a file")
+    data.add_argument(
+        "--split", help="NAME of ImageSets/**/NAME.txt (davis) or of a folder (ytvos), or a file"
+    )
     data.add_argument(
         "--annotations",
         action="append",
         metavar="FOLDER",
-        help="davis: where annotations lie (default Annotations); repeat it: the first that has a sequence wins",
+        help="davis: where annotations lie (default Annotations); repeat it, the first with a sequence wins",
     )
-    data.add_argument("--train-meta", type=expand, metavar="FILE", help="ytvos: meta.json of the training set")
+    data.add_argument(
+        "--train-meta", type=expand, metavar="FILE", help="ytvos: meta.json of the training set"
+    )
     what = parser.add_argument_group("what is evaluated").add_mutually_exclusive_group(required=True)
     what.add_argument("--results", type=expand, metavar="DIR", help="folder with SEQUENCE/FRAME.png")
     what.add_argument("--checkpoint", metavar="RUN_OR_FILE", help="run folder, weights file, or 'random'")
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two result folders, or two JSON files")
     method = parser.add_argument_group("with --checkpoint")
     method.add_argument("--preset", help="inference protocol (default: the checkpoint's, else dul)")
-    method.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override a protocol switch")
+    method.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override a protocol switch"
+    )
     method.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default auto)")
     method.add_argument("--out", type=expand, metavar="DIR", help="keep masks and report there")
     method.add_argument("--resume", action="store_true", help="continue an interrupted --out")
     method.add_argument("--overwrite", action="store_true", help="replace an earlier result in --out")
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write all numbers there; - is stdout")
-    output.add_argument("--csv", type=expand, metavar="DIR", help="write the official tool's two CSV files there")
+    output.add_argument(
+        "--csv", type=expand, metavar="DIR", help="write the official tool's two CSV files there"
+    )
     output.add_argument("--picture", type=expand, metavar="FILE", help="worst frames with both outlines")
-    output.add_argument("--allow-missing", action="store_true", help="missing frames count as 0, and it says so")
+    output.add_argument(
+        "--allow-missing", action="store_true", help="missing frames count as 0, and it says so"
+    )
     output.add_argument("--submission", type=expand, metavar="ZIP", help="build and check a zip; no scores")
-    output.add_argument("--workers", type=int, metavar="N", help="scoring processes (default: cores, at most 8)")
+    output.add_argument(
+        "--workers", type=int, metavar="N", help="scoring processes (default: cores, at most 8)"
+    )
     output.add_argument("--progress", choices=["auto", "bar", "lines", "json", "quiet"], default="auto")
     return parser
 
@@ -104,7 +116,9 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("E140", "--resume and --overwrite exclude each other")
     if options.workers is not None and options.workers < 1:
         raise UsageError("E140", f"--workers must be at least 1, got {options.workers}")
-    only_checkpoint = [name for name in ("out", "preset", "resume", "overwrite", "set") if getattr(options, name)]
+    only_checkpoint = [
+        name for name in ("out", "preset", "resume", "overwrite", "set") if getattr(options, name)
+    ]
     if options.checkpoint is None and only_checkpoint:
         raise UsageError("E140", f"--{only_checkpoint[0]} goes with --checkpoint only")
     if options.submission and options.compare:
@@ -136,17 +150,16 @@ def _propagate(
     folder = _result_folder(options, benchmark, propagator, ranks, stack)
     mine = ranks.share(benchmark.names, lambda name: len(benchmark.frames(name)))
     label = "propagate" if ranks.size == 1 else f"propagate, process {ranks.rank} of {ranks.size}"
-    mode = options.progress if ranks.is_main else "quiet"
+    mode: ProgressMode = options.progress if ranks.is_main else "quiet"
     total = sum(len(benchmark.frames(name)) for name in mine)
     with Progress(total, label, mode=mode) as progress:
         failures = propagate_benchmark(propagator, benchmark, mine, folder, progress)
     everywhere = {name: why for part in ranks.gather(failures) for name, why in part.items()}
     if everywhere:
         listed = "\n".join(f"  {name}: {why}" for name, why in everywhere.items())
+        count = f"{len(everywhere)} of {len(benchmark.names)}"
         raise PartialFailureError(
-            "E302",
-            f"{len(everywhere)} of {len(benchmark.names)} sequences failed, so there is no score:\n{listed}\n",
-            "Continue with --resume.",
+            "E302", f"{count} sequences failed, so there is no score (continue with --resume):\n{listed}"
         )
     return folder.root
 
@@ -260,8 +273,8 @@ def _print_comparison(
     lines = [
         f"A {comparison.first:.3f}  {a}",
         f"B {comparison.second:.3f}  {b}",
-        f"B - A {comparison.difference:+.4f} J&F over {len(first)} objects, 95 % interval "
-        f"{comparison.low:+.4f} to {comparison.high:+.4f}, p {comparison.p_value:.4f} (paired bootstrap)",
+        f"B - A {comparison.difference:+.4f} J&F over {len(first)} objects",
+        f"95 % {comparison.low:+.4f} to {comparison.high:+.4f}, p {comparison.p_value:.4f}, paired bootstrap",
     ]
     ordered = list(comparison.per_object.items())
     for title, part in (("lost most", ordered[:5]), ("won most", ordered[::-1][:5])):

@@ -66,8 +66,9 @@ class Ranks:
         return self.rank == 0
 
     def share(self, items: Sequence[Item], weight: Callable[[Item], int]) -> list[Item]:
-        """This rank's part: heaviest first, each to the rank with the least so far; the same on every rank."""
-        loads, parts = [0] * self.size, [[] for _ in range(self.size)]  # type: ignore[var-annotated]
+        """This rank's part: heaviest first, each to the rank with the least so far; all ranks agree on it."""
+        loads = [0] * self.size
+        parts: list[list[Item]] = [[] for _ in range(self.size)]
         for item in sorted(items, key=weight, reverse=True):
             lightest = loads.index(min(loads))
             loads[lightest] += weight(item)

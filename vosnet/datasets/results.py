@@ -109,6 +109,7 @@ def score_sequence(task: ScoringTask) -> SequenceResult:
     if not task.results.is_dir():
         return SequenceResult(task.name, (f"{task.name}: no folder {task.results}",))
     problems, missing = _check_names(task)
+    wrong: dict[str, list[str]] = {}
     try:
         first = read_mask(task.annotations[0]).ids
     except InputError as error:
@@ -118,8 +119,9 @@ def score_sequence(task: ScoringTask) -> SequenceResult:
         return SequenceResult(task.name, (*problems, f"{task.name}: no object in its first annotation"))
     inner = range(1, len(task.annotations) - 1) if task.starts is None else range(len(task.annotations))
     there = [t for t in inner if task.annotations[t].stem not in missing]
-    frames = _checked_frames(task, objects, set(missing), problems)
+    frames = _checked_frames(task, objects, set(missing), wrong)
     scores = score_frames((pair for t, pair in frames if t in inner), objects)
+    problems += [f"{task.name}: {what} in {_shortened(task, stems)}" for what, stems in wrong.items()]
     if problems:
         return SequenceResult(task.name, tuple(problems))
     return _arrange(task, scores, inner, there, missing)
@@ -140,14 +142,14 @@ def _check_names(task: ScoringTask) -> tuple[list[str], list[str]]:
             listed = ", ".join(sorted(names, key=natural_key))
             problems.append(f"{task.name}: {what} ({len(names)}): {listed}")
     if missing and not task.allow_missing:
-        problems.append(f"{task.name}: missing frames ({len(missing)}): {', '.join(missing)}")
+        problems.append(f"{task.name}: no result for {_shortened(task, missing)}")
     return problems, missing
 
 
 def _checked_frames(
-    task: ScoringTask, objects: list[int], missing: set[str], problems: list[str]
+    task: ScoringTask, objects: list[int], missing: set[str], wrong: dict[str, list[str]]
 ) -> Iterator[tuple[int, tuple[Mask, Mask]]]:
-    """Frame index, predicted and annotated ids of every frame that can be read; problems go to `problems`."""
+    """Index, predicted and annotated ids of every readable frame; `wrong` collects frames by problem."""
     for t, path in enumerate(task.annotations):
         if path.stem in missing:
             continue
@@ -155,16 +157,29 @@ def _checked_frames(
         try:
             pred, true = read_label_map(result), read_mask(path).ids
         except InputError as error:
-            problems.append(f"{task.name}: {error}")
+            wrong.setdefault(error.message.replace(f"{result}: ", ""), []).append(path.stem)
             continue
         if pred.shape != true.shape:
             sizes = [f"{mask.shape[1]}x{mask.shape[0]}" for mask in (pred, true)]
-            problems.append(f"{task.name}: {result.name} is {sizes[0]}, its annotation {sizes[1]}")
+            wrong.setdefault(f"size {sizes[0]} where the annotation has {sizes[1]}", []).append(path.stem)
             continue
         strange = [index for index in object_ids(pred) if index not in objects]
         if strange:
-            problems.append(f"{task.name}: {result.name} holds ids {strange}, the annotation has {objects}")
+            wrong.setdefault(f"ids {strange} where the annotation has {objects}", []).append(path.stem)
         yield t, (pred, np.where(true == VOID, np.uint8(0), true))
+
+
+def _shortened(task: ScoringTask, stems: list[str]) -> str:
+    """Every frame by name, runs of neighbors as "00003-00009"."""
+    order = {path.stem: t for t, path in enumerate(task.annotations)}
+    runs: list[list[str]] = []
+    for stem in stems:
+        if runs and order[stem] == order[runs[-1][-1]] + 1:
+            runs[-1].append(stem)
+        else:
+            runs.append([stem])
+    shown = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs]
+    return f"{len(stems)} frame(s): {', '.join(shown)}"
 
 
 def _arrange(

@@ -53,8 +53,8 @@ def collect(results: Sequence[SequenceResult], seen: Mapping[str, bool] | None =
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise InputError(
             "E233",
-            f"no score, because the results have {len(problems)} problem(s):\n{listed}\n",
-            "Complete them; --allow-missing counts missing frames (and nothing else) as 0.",
+            "no score, because the results are not complete and right; --allow-missing counts missing frames "
+            f"(and nothing else) as 0:\n{listed}",
         )
     keys = {result.name: tuple(f"{result.name}_{index}" for index in result.scores) for result in results}
     objects = {
