@@ -172,18 +172,19 @@ class _Worker:
 
     def receive(self, ready: dict[int, Crops | Exception], timeout_s: float) -> str | None:
         """Put one result into `ready`, or say what befell the worker."""
-        multiprocessing.connection.wait([self._pipe, self.process.sentinel], max(0.0, timeout_s))
+        signs = multiprocessing.connection.wait([self._pipe, self.process.sentinel], max(0.0, timeout_s))
+        if not signs:
+            return "gave no answer in time"
         try:
             if self._pipe.poll():
                 step, result = self._pipe.recv()
                 ready[step] = result if isinstance(result, Exception) else _from_arrays(result)
                 return None
         except (EOFError, OSError):
-            self.process.join(1.0)  # it died in the middle of a message: its exit code says more
+            pass  # it died in the middle of a message: its exit code says more
+        self.process.join(5.0)
         code = self.process.exitcode
-        if code is None:
-            return "gave no answer in time"
-        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
 
     def reading(self) -> str:
         return bytes(self._reading.value).decode(errors="replace") or "its first video"

@@ -1,0 +1,191 @@
+"""The clip stream: pure in (seed, step), whoever prepares it, and firm about broken data."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.frame_folders import write_frames
+from vosnet.datasets import prefetch
+from vosnet.datasets.prefetch import prefetched
+from vosnet.datasets.source import VideoSource
+from vosnet.datasets.stream import ClipStream, build_stream
+from vosnet.errors import InputError, UsageError, VosnetError
+from vosnet.transforms import Crops
+
+SMALL: dict[str, Any] = {"clip_len": 3, "frame_gap": 2, "crop_size": 16, "short_side": (16, 33)}
+
+
+def stream_of(root: Path | str, **kwargs: Any) -> ClipStream:
+    sources = kwargs.pop("sources", None) or [VideoSource(root=str(root))]
+    return build_stream(**({"seed": 1, "batch_size": 2, "sources": sources} | SMALL | kwargs))
+
+
+def same(a: Crops, b: Crops) -> bool:
+    tensors = [(getattr(a, k), getattr(b, k)) for k in ("frames", "theta", "draws", "ids")]
+    return a.names == b.names and all(torch.equal(x, y) for x, y in tensors)
+
+
+def take(stream: ClipStream, count: int, **kwargs: Any) -> list[Crops]:
+    return list(itertools.islice(prefetched(stream, **({"start": 0} | kwargs)), count))
+
+
+def test_f31_the_stream_is_the_same_for_any_number_of_workers_and_after_a_resume(videos: Path) -> None:
+    expected = [stream_of(videos).batch(step) for step in range(7)]
+    for options in ({"workers": 0}, {"workers": 2}):
+        got = take(stream_of(videos), 7, **options)
+        assert all(same(a, b) for a, b in zip(expected, got, strict=True))
+    cached = take(stream_of(videos, cache_mb=10), 7, workers=3)
+    assert all(same(a, b) for a, b in zip(expected, cached, strict=True))
+    resumed = take(stream_of(videos), 3, start=4)
+    assert all(same(a, b) for a, b in zip(expected[4:], resumed, strict=True))
+
+
+def test_two_ranks_hold_the_two_halves_of_one_ranks_batch(videos: Path) -> None:
+    whole = stream_of(videos, batch_size=4).batch(3)
+    halves = [stream_of(videos, batch_size=4).batch(3, rank, 2) for rank in range(2)]
+    assert torch.equal(whole.frames, torch.cat([half.frames for half in halves]))
+    assert whole.names == halves[0].names + halves[1].names
+    with pytest.raises(UsageError, match="3 ranks"):
+        stream_of(videos, batch_size=4).batch(0, 0, 3)
+
+
+def test_an_epoch_shows_every_video_once_and_no_two_epochs_are_alike(videos: Path) -> None:
+    stream = stream_of(videos)
+    epochs = [[name for step in range(3) for name in stream.batch(3 * e + step).names] for e in range(2)]
+    assert all(sorted(names) == [f"video{i}" for i in range(6)] for names in epochs)
+    assert not torch.equal(stream.batch(0).frames, stream.batch(3).frames)
+
+
+def test_frames_of_a_clip_lie_at_the_asked_distance(videos: Path) -> None:
+    stream = stream_of(videos, frame_step=2, frame_gap=2, crop_size=8, short_side=(8, 9))
+    frames = stream.batch(0).frames.float().mean(dim=(2, 3, 4))[0]  # brightness rises by 4 per raw frame
+    steps = (frames.sort().values.diff() / 4).round().tolist()
+    assert steps == [4.0, 4.0]
+
+
+def test_a_memory_budget_is_kept_and_changes_nothing(videos: Path) -> None:
+    one_video = 12 * 40 * 56 * 3
+    stream = build_stream(seed=1, batch_size=2, sources=[VideoSource(root=str(videos))], **SMALL)
+    stream.store.budget_bytes = 2 * one_video
+    for step in range(6):
+        assert same(stream.batch(step), stream_of(videos).batch(step))
+    assert stream.store.used_bytes == 2 * one_video
+
+
+def test_decoding_small_keeps_the_stream_the_same_with_and_without_memory(videos: Path) -> None:
+    kept, fly = (stream_of(videos, decode_short_side=20, cache_mb=mb) for mb in (10, 0))
+    assert all(same(kept.batch(step), fly.batch(step)) for step in range(3))
+
+
+def test_mixtures_repeat_sources_and_generated_clips_and_stills_take_part(
+    videos: Path, tmp_path: Path
+) -> None:
+    still = write_frames(tmp_path / "stills", 1, seed=9) / "00000.jpg"
+    still.rename(still.with_name("face.jpg"))
+    sources = [
+        VideoSource(root=str(videos), pattern="video[01]", repeat=2),
+        VideoSource(layout="stills", root=str(tmp_path / "stills")),
+        VideoSource(layout="generated", count=1, seed=5, num_frames=6, size=(48, 64)),
+    ]
+    stream = stream_of(videos, sources=sources, batch_size=6, still_jitter=0.3)
+    batch = stream.batch(0)
+    assert sorted(batch.names) == ["face.jpg", "generated/00005", *["video0"] * 2, *["video1"] * 2]
+    moved = batch.frames[batch.names.index("face.jpg")]
+    assert not torch.equal(moved[0], moved[1])
+
+
+def test_videos_shorter_than_a_clip_are_left_out_and_counted(videos: Path) -> None:
+    write_frames(videos / "short", 2)
+    stream = stream_of(videos)
+    assert stream.too_short == ["short"]
+    assert stream.num_videos == 6
+    with pytest.raises(InputError, match="none of 7 videos has 50 frames"):
+        stream_of(videos, clip_len=50)
+
+
+def test_f35_one_bad_video_in_a_hundred_is_replaced_the_same_way_every_time(tmp_path: Path) -> None:
+    root = tmp_path / "many"
+    for i in range(100):
+        write_frames(root / f"v{i:03d}", 3, seed=i, size=(16, 16))
+    stream = stream_of(root, batch_size=20, crop_size=8, short_side=(8, 9))
+    broken = root / "v050" / "00001.jpg"
+    broken.write_bytes(broken.read_bytes()[:100])  # after the index was made
+    batches = take(stream, 5)
+    met = dict(pair for batch in batches for pair in batch.bad)
+    assert list(met) == ["v050"]
+    assert stream.bad == met
+    names = [name for batch in batches for name in batch.names]
+    assert "v050" not in names
+    assert len(names) == 100
+    stream.check_bad()
+    again = stream_of(root, batch_size=20, crop_size=8, short_side=(8, 9), cache_mb=50)
+    assert all(same(a, b) for a, b in zip(batches, [again.batch(step) for step in range(5)], strict=True))
+
+
+def test_f35_more_than_five_percent_bad_videos_stop_the_run(videos: Path) -> None:
+    for i in range(2):
+        (videos / f"broken{i}.mp4").write_bytes(b"this is no video")
+    with pytest.raises(InputError, match=r"2 of 8 training videos cannot be read \(limit 5 %\)"):
+        stream_of(videos)
+
+
+class SlowStream(ClipStream):
+    """Tells its process and waits when it comes to step 1."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1, *, watch: Any = None) -> Crops:
+        if step == 1 and (mark := Path(os.environ["VOSNET_TEST_MARK"])).parent.is_dir():
+            watch("video3")
+            attempt = len(list(mark.parent.glob(f"{mark.name}*")))
+            mark.with_name(f"{mark.name}{attempt}").write_text(str(os.getpid()))
+            if attempt < int(os.environ["VOSNET_TEST_KILLS"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(step, rank, world, watch=watch)
+
+
+@pytest.fixture
+def slow_stream(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClipStream:
+    monkeypatch.setenv("VOSNET_TEST_MARK", str(tmp_path / "mark"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    stream = stream_of(videos)
+    stream.__class__ = SlowStream
+    return stream
+
+
+def test_f36_a_killed_worker_is_named_with_its_video_and_started_once_more(
+    slow_stream: ClipStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOSNET_TEST_KILLS", "1")
+    said: list[str] = []
+    batches = take(slow_stream, 3, workers=1, warn=said.append)
+    assert [b.ids.tolist() for b in batches] == [[0, 1], [2, 3], [4, 5]]
+    assert len(said) == 1
+    assert "killed by signal 9 while reading video3 (step 1)" in said[0]
+
+
+def test_f36_a_second_death_ends_the_run_with_the_name_of_the_video(
+    slow_stream: ClipStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOSNET_TEST_KILLS", "2")
+    with pytest.raises(VosnetError, match="video3.*after one restart"):
+        take(slow_stream, 3, workers=1, warn=lambda message: None)
+
+
+def test_f36_a_hanging_worker_counts_as_dead(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_work", hang)
+    began = time.monotonic()
+    with pytest.raises(VosnetError, match="gave no answer in time"):
+        take(stream_of(videos), 1, workers=1, timeout_s=0.5, warn=lambda message: None)
+    assert time.monotonic() - began < 60
+
+
+def hang(*arguments: Any) -> None:
+    time.sleep(600)
