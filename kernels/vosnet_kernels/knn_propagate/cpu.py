@@ -7,7 +7,6 @@ so only row maxima are ranked over everything. Candidates are ranked by a 64-bit
 and is therefore unique: equal scores keep the order of (frame, y, x) however the work is cut into chunks.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,18 +72,29 @@ def _search_frames(best: Tensor, query: Tensor, memory: Tensor) -> None:
 def _search_windows(best: Tensor, query: Tensor, memory: Tensor, first: int, window: "Window") -> None:
     """Rank the cells of memory [T, C, h, w] from frame `first` on that lie in each query's window."""
     h, w, C = query.shape
+    T = memory.shape[0]
+    n = _frames_at_once(memory, window.reach)
+    buffer = torch.empty(min(n, T - first) * C * h * min(w, TILE + 2 * window.reach), device=memory.device)
     for x in _tiles(w, window.reach):
-        for t0, strip in _strips(memory, first, x, window.reach):  # [n, C, h, columns]
+        for t0 in range(first, T, n):
+            columns = memory[t0 : t0 + n, :, :, x.keys]
+            strip = buffer[: columns.numel()].view(columns.shape).copy_(columns)  # [n, C, h, columns]
             for y in _tiles(h, window.reach):
                 tile = query[y.queries, x.queries].reshape(1, -1, C).expand(len(strip), -1, -1)
                 keys = strip[:, :, y.keys].flatten(2)  # [n, C, rows * columns], a view
                 scores = torch.baddbmm(window.outside(y, x, query.device), tile, keys)
-                rows, columns = y.keys.stop - y.keys.start, x.keys.stop - x.keys.start
-                scores = scores.view(*scores.shape[:2], rows, columns)
+                scores = scores.view(*scores.shape[:2], y.keys.stop - y.keys.start, -1)
                 ranked = best[y.queries, x.queries]
                 first_cell = (t0 * h + y.keys.start) * w + x.keys.start
                 merged = _merge(ranked.flatten(0, 1), scores, first_cell, (h, w))
                 best[y.queries, x.queries] = merged.view_as(ranked)
+
+
+def _frames_at_once(memory: Tensor, reach: int) -> int:
+    """How many frames' key columns and scores the workspace holds, at least one."""
+    _, C, h, w = memory.shape
+    columns, rows = (min(length, TILE + 2 * reach) for length in (w, h))
+    return max(1, workspace_bytes() // (4 * C * h * columns + 8 * TILE**2 * rows * columns))
 
 
 class Tile(NamedTuple):
@@ -130,17 +140,6 @@ class Window:
             inside = (dy.abs() <= self.radius)[:, None, :, None] & (dx.abs() <= self.radius)[None, :, None, :]
         bias = torch.full(inside.shape, -torch.inf, device=device).masked_fill_(inside, 0.0)
         return bias.flatten(2).flatten(0, 1)
-
-
-def _strips(memory: Tensor, first: int, x: Tile, reach: int) -> Iterator[tuple[int, Tensor]]:
-    """Key columns of memory as float32 [n, C, h, columns], as many frames at once as the workspace holds."""
-    T, C, h, _ = memory.shape
-    columns = x.keys.stop - x.keys.start
-    frame_bytes = 4 * C * h * columns + 8 * TILE**2 * min(h, TILE + 2 * reach) * columns
-    n = max(1, workspace_bytes() // frame_bytes)
-    for t0 in range(first, T, n):
-        columns_of_frames = memory[t0 : t0 + n, :, :, x.keys]
-        yield t0, columns_of_frames.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
 def _merge(ranking: Tensor, scores: Tensor, first_cell: int, frame_shape: tuple[int, int]) -> Tensor:
