@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor
 
-from vosnet_kernels.backends import cpu_backend, cuda_backend, log_choice
+from vosnet_kernels.backends import Backend, cpu_backend, cuda_backend, log_choice
+from vosnet_kernels.checks import check_tensors
 from vosnet_kernels.knn_propagate.cpu import knn_propagate_tiled
 
 SHAPES = ("square", "disc")
+TRITON_MAX_K = 32  # neighbours and value channels that one warp holds in registers
+TRITON_MAX_CHANNELS = 256
 
 
 def knn_propagate(
@@ -82,8 +85,22 @@ def _(
     global_frames: int,
 ) -> Tensor:
     check_arguments(query, memory, value, k, temperature, radius, shape, global_frames)
-    log_choice("knn_propagate", cuda_backend("knn_propagate", query.device))
-    return _tiled(query, memory, value, k, temperature, radius, shape, global_frames)
+    backend = choose_on_cuda(query.device, k, value.shape[2])
+    log_choice("knn_propagate", backend)
+    if backend.name == "torch":
+        return _tiled(query, memory, value, k, temperature, radius, shape, global_frames)
+    from vosnet_kernels.knn_propagate.knn_triton import knn_propagate_triton  # triton is optional
+
+    return knn_propagate_triton(
+        query,
+        memory,
+        value,
+        k=k,
+        temperature=temperature,
+        radius=radius,
+        shape=shape,
+        global_frames=global_frames,
+    )
 
 
 @_knn_propagate.register_fake
@@ -125,6 +142,18 @@ def _tiled(
         )
 
 
+def choose_on_cuda(device: torch.device, k: int, value_channels: int) -> Backend:
+    """The implementation for tensors of a CUDA `device`."""
+    backend = cuda_backend("knn_propagate", device)
+    if backend.name == "triton" and (k > TRITON_MAX_K or value_channels > TRITON_MAX_CHANNELS):
+        return Backend(
+            "torch",
+            f"knn_propagate runs as tiled matmuls: its kernels hold {TRITON_MAX_K} neighbours and "
+            f"{TRITON_MAX_CHANNELS} value channels, got k={k} and {value_channels} channels",
+        )
+    return backend
+
+
 def check_arguments(
     query: Tensor,
     memory: Tensor,
@@ -136,7 +165,7 @@ def check_arguments(
     global_frames: int,
 ) -> None:
     """Raise unless the arguments satisfy the contract of `knn_propagate`."""
-    _check_tensors(query, memory, value)
+    check_tensors("knn_propagate", query, memory, value)
     if k < 1:
         raise ValueError(f"k must be at least 1 neighbour, got k={k}")
     if not 0 < temperature < float("inf"):
@@ -153,36 +182,4 @@ def check_arguments(
         raise ValueError(
             f"global_frames must lie between 0 and memory's {memory.shape[1]} frames, "
             f"got global_frames={global_frames}"
-        )
-
-
-def _check_tensors(query: Tensor, memory: Tensor, value: Tensor) -> None:
-    shapes = f"query {tuple(query.shape)}, memory {tuple(memory.shape)}, value {tuple(value.shape)}"
-    if (query.dim(), memory.dim(), value.dim()) != (4, 5, 5):
-        raise ValueError(
-            "knn_propagate takes query [B, C, h, w], memory [B, T, C, h, w] and value [B, T, M, h, w], "
-            f"got {shapes}"
-        )
-    B, C, h, w = query.shape
-    T, M = value.shape[1:3]
-    if tuple(memory.shape) != (B, T, C, h, w):
-        raise ValueError(
-            "memory must have query's batch, channels and grid and value's frames [B, T, C, h, w], "
-            f"got {shapes}"
-        )
-    if tuple(value.shape) != (B, T, M, h, w):
-        raise ValueError(
-            f"value must have query's batch and grid and memory's frames [B, T, M, h, w], got {shapes}"
-        )
-    if T < 1 or C < 1 or M < 1:
-        raise ValueError(f"at least one frame, one channel and one value channel are needed, got {shapes}")
-    if not query.device == memory.device == value.device:
-        raise ValueError(
-            f"all inputs must be on one device, got query on {query.device}, memory on {memory.device}, "
-            f"value on {value.device}"
-        )
-    if not (query.is_floating_point() and value.is_floating_point()) or query.dtype != memory.dtype:
-        raise TypeError(
-            "query and memory must have the same floating dtype and value a floating dtype, "
-            f"got query {query.dtype}, memory {memory.dtype}, value {value.dtype}"
         )
