@@ -106,6 +106,15 @@ def write_clip(
     return path
 
 
+def write_audio(path: Path, seconds: float) -> Path:
+    """A file with a tone and no picture."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("aac", rate=48_000)
+        assert isinstance(stream, av.AudioStream)
+        _write_tone(output, stream, seconds)
+    return path
+
+
 def _write_tone(output: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
     wave = np.sin(2 * np.pi * 440 * np.arange(int(seconds * 48_000)) / 48_000).astype(np.float32) * 0.3
     for start in range(0, len(wave), 1024):

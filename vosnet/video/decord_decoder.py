@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class DecordDecoder:
 
     Args:
         path: the video file.
+        size: (H, W) of every frame.
         threads: decoder threads, 0 for decord's choice.
 
     Raises:
@@ -28,7 +30,8 @@ class DecordDecoder:
 
     name = "decord"
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, size: tuple[int, int], threads: int = 0) -> None:
+        self._size = size
         decord = import_decord()
         self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=threads)
 
@@ -45,7 +48,10 @@ class DecordDecoder:
         Raises:
             Exception: decord's own error where it cannot decode.
         """
-        return _array(self._reader[index])
+        picture = _array(self._reader[index])
+        if picture.shape[:2] != self._size:
+            raise ValueError(f"frame size changes to {picture.shape[1]}x{picture.shape[0]}")
+        return picture
 
     def close(self) -> None:
         """Free the reader and what it decoded ahead."""
@@ -62,6 +68,7 @@ def import_decord() -> Any:
         import cv2  # noqa: F401
     import decord
 
+    decord.logging.set_level(decord.logging.QUIET)  # the reader reports what goes wrong, in its own words
     return decord
 
 
@@ -73,7 +80,7 @@ def open_decord(path: Path, probe: Probe, threads: int = 0) -> DecordDecoder | s
     if count * height * width * 3 > MAX_DECODED_BYTES:
         return f"long clip: decord may hold all its {count} frames in memory"
     try:
-        decoder = DecordDecoder(path, threads)
+        decoder = DecordDecoder(path, probe.info.size, threads)
     except ImportError:
         return "decord is not installed"
     except Exception as error:  # decord's own classes, and RuntimeError, for bad files
@@ -89,7 +96,8 @@ def open_decord(path: Path, probe: Probe, threads: int = 0) -> DecordDecoder | s
 
 def first_line(error: BaseException) -> str:
     """The first line of a foreign library's message, shortened; its type where it says nothing."""
-    text = str(error).strip()
+    # decord puts "[12:34:56] /source/file.cc:292: " before what it says, sometimes twice.
+    text = re.sub(r"(\[[\d:]+\] \S+:\d+: )+", "", str(error)).strip()
     return text.splitlines()[0][:80] if text else type(error).__name__
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ class ImageDecoder:
 
     name = "images"
 
-    def __init__(self, paths: list[Path], size: tuple[int, int]) -> None:
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int]) -> None:
         self._paths, self._size = paths, size
 
     def frame(self, index: int) -> Frame | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,3 +70,22 @@ class VideoInfo:
     pixel_format: str = ""
     time_base: Fraction = Fraction(1, 90_000)
     warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types; `from_json` turns it back without loss."""
+        ratio = [self.time_base.numerator, self.time_base.denominator]
+        return {**vars(self), "pts_s": self.pts_s.tolist(), "time_base": ratio}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> VideoInfo:
+        """Back from `to_json`."""
+        return cls(
+            **{
+                **value,
+                "size": tuple(value["size"]),
+                "pts_s": np.array(value["pts_s"], np.float64),
+                "names": tuple(value["names"]),
+                "time_base": Fraction(*value["time_base"]),
+                "warnings": tuple(value["warnings"]),
+            }
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -36,7 +37,8 @@ _CODECS = {
     "rawvideo",
 }
 # Containers that store a presentation time with every frame.
-_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "gif"}
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_CONTAINERS = {_MP4, "matroska,webm", "gif"}
 # Formats that are lists of other files or addresses; opening one must not reach for anything else.
 _PLAYLISTS = {"hls", "dash", "concat", "concatf"}
 _MAX_READ_ERRORS = 100
@@ -160,8 +162,8 @@ def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
             first_key = packet.pts if first_key is None else first_key
         if packet.is_discard:
             scan.hidden += 1
-        elif packet.pts is not None and (first_key is None or packet.pts < first_key):
-            scan.leading += 1  # refers to frames that the file does not contain
+        elif packet.pts is not None and first_key is not None and packet.pts < first_key:
+            scan.leading += 1  # leads a key frame into the file, and refers to what was before the file
         else:
             scan.shown.append(packet.pts)
     return scan
@@ -223,11 +225,16 @@ def _describe(
     size = (first.height, first.width) if rotation % 180 == 0 else (first.width, first.height)
     pts_s = np.asarray(index.pts * float(index.time_base), np.float64)
     lost = declared - scan.hidden - scan.leading - len(index.pts)
-    if scan.read_errors or lost > 0:
+    ends_s, announced_s = float(pts_s[-1] + np.diff(pts_s[-2:]).sum()), _announced_duration_s(stream)
+    if announced_s > ends_s + 0.5:
+        warnings.append(
+            f"{path.name} is cut short: {announced_s:.1f} s announced, pictures end at {ends_s:.1f} s"
+        )
+    elif scan.read_errors or lost > 0:
         told = f"{declared} frames announced, " if lost > 0 else ""
         warnings.append(f"{path.name} is damaged or cut short: {told}{len(index.pts)} found")
     if scan.leading:
-        warnings.append(f"{path.name}: {scan.leading} frames before the first key frame cannot be decoded")
+        warnings.append(f"{path.name}: {scan.leading} frames before the first key frame are left out")
     if first.interlaced_frame:
         warnings.append(
             f"{path.name} is interlaced; its frames are used as stored, both fields in one picture"
@@ -250,12 +257,18 @@ def _describe(
     return Probe(info, index, tuple(_traits(container, info, scan, index)))
 
 
+def _announced_duration_s(stream: VideoStream) -> float:
+    """Length of the picture track that a Matroska file states, 0 where nothing is stated."""
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else 0.0
+
+
 def _traits(container: str, info: VideoInfo, scan: _Scan, index: PacketIndex) -> Iterator[str]:
     """What is known, by measurement, to give wrong frames or no frames in decord 0.6."""
     if info.codec != "h264":
         yield f"codec {info.codec}"
-    if container not in _CONTAINERS:
-        yield f"container {container}"
+    if container != _MP4:  # a Matroska file that is cut short makes decord read for ever
+        yield f"container {container.split(',', maxsplit=1)[0]}"
     if info.pixel_format not in {"yuv420p", "yuvj420p"}:
         yield f"pixel format {info.pixel_format}"
     if scan.hidden or index.pts[0] != 0:

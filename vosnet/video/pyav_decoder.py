@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ class PyavDecoder:
         size: (H, W) of the upright frames; a frame stored in another size is rescaled to it.
         rotation: quarter turns counter-clockwise in degrees.
         threads: decoder threads, 0 for as many as FFmpeg likes.
+        warn: told once about frames of another size.
     """
 
     name = "pyav"
@@ -36,7 +37,13 @@ class PyavDecoder:
     _pending: tuple[int, av.VideoFrame] | None
 
     def __init__(
-        self, path: Path, index: PacketIndex, size: tuple[int, int], rotation: int, threads: int = 0
+        self,
+        path: Path,
+        index: PacketIndex,
+        size: tuple[int, int],
+        rotation: int,
+        threads: int,
+        warn: Callable[[str], None],
     ) -> None:
         from av.video.reformatter import VideoReformatter
 
@@ -45,8 +52,8 @@ class PyavDecoder:
         self._stored = size if self._turns % 2 == 0 else (size[1], size[0])
         self._order = {int(pts): i for i, pts in enumerate(index.pts)}
         self._reformatter = VideoReformatter()
-        self.rescaled: set[tuple[int, int]] = set()
-        self.errors = 0
+        self._warn = warn
+        self._errors = 0
         self._careful = False
         self._open()
 
@@ -55,7 +62,7 @@ class PyavDecoder:
         if self._place > index or self._jump_pays(index):
             self._seek(index)
         found = self._advance(index)
-        if self.errors and not self._careful:
+        if self._errors and not self._careful:
             # Frame threads lose good frames around a damaged one, and which ones depends on timing.
             self._careful = True
             self._seek(index)
@@ -72,6 +79,9 @@ class PyavDecoder:
     def close(self) -> None:
         """Close the file."""
         self._frames.close()
+        # Freeing a context waits for its threads and keeps Python's lock, for which a thread that logs an
+        # error waits (after av.logging.set_level): bring them to rest first.
+        self._stream.codec_context.flush_buffers()
         self._container.close()
 
     def _jump_pays(self, index: int) -> bool:
@@ -148,12 +158,12 @@ class PyavDecoder:
         count = 0
         for packet in source:
             if isinstance(packet, Exception):
-                self.errors += 1
+                self._errors += 1
                 continue
             try:
                 frames = packet.decode()
             except av.FFmpegError:
-                self.errors += 1
+                self._errors += 1
                 continue
             for frame in frames:
                 assert isinstance(frame, av.VideoFrame)
@@ -169,7 +179,10 @@ class PyavDecoder:
     def _convert(self, frame: av.VideoFrame) -> Frame:
         height, width = self._stored
         if (frame.height, frame.width) != self._stored:
-            self.rescaled.add((frame.height, frame.width))
+            self._warn(
+                f"{self._path.name}: the frame size changes to {frame.width}x{frame.height} on the way; "
+                f"such frames are rescaled to {width}x{height}"
+            )
         rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24")
         picture = np.asarray(rgb.to_ndarray(), np.uint8)
         return np.ascontiguousarray(np.rot90(picture, self._turns)) if self._turns else picture

@@ -7,37 +7,24 @@ import operator
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vosnet.errors import InputError, UsageError
+from vosnet.errors import InputError, UsageError, VosnetError
 from vosnet.files import expand
 from vosnet.video import handles
-from vosnet.video.decord_decoder import DecordDecoder, first_line, open_decord
-from vosnet.video.images import IMAGE_SUFFIXES, ImageDecoder, probe_images
-from vosnet.video.info import Frame, PacketIndex, VideoInfo
-from vosnet.video.probe import probe_video
-from vosnet.video.pyav_decoder import PyavDecoder
+from vosnet.video.decord_decoder import first_line
+from vosnet.video.info import Frame
+from vosnet.video.source import Decoder, Options, Source, Wanted, open_source
 
 _log = logging.getLogger(__name__)
 
 OnBadFrame = Literal["hold", "stop"]
 # Stills carry no time; DAVIS and most cameras are close to this rate.
 DEFAULT_IMAGE_FPS = 25.0
-
-
-class Decoder(Protocol):
-    """What a backend offers: one frame by index, None when it cannot be decoded."""
-
-    name: str
-
-    def frame(self, index: int) -> Frame | None: ...
-
-    def close(self) -> None: ...
 
 
 class VideoReader:
@@ -52,6 +39,8 @@ class VideoReader:
         on_bad_frame: "hold" repeats the last good frame and lists the index in `bad_frames`; "stop" raises.
         image_fps: frame rate that is assumed for a folder of frames.
         threads: decoder threads, 0 for the decoder's choice; 1 is best in data-loading workers.
+        decode_timeout_s: decode in a process of its own and give up when it crashes, or when one frame takes
+            longer than this. Without it a crashing decoder takes the program with it.
         decoder: "auto", or "decord" or "pyav" to insist on one.
 
     Raises:
@@ -69,43 +58,34 @@ class VideoReader:
         on_bad_frame: OnBadFrame = "hold",
         image_fps: float = DEFAULT_IMAGE_FPS,
         threads: int = 0,
-        decoder: Literal["auto", "decord", "pyav"] = "auto",
+        decode_timeout_s: float | None = None,
+        decoder: Wanted = "auto",
     ) -> None:
         if on_bad_frame not in {"hold", "stop"}:
             raise UsageError("E110", f"on_bad_frame must be hold or stop, got {on_bad_frame!r}")
         self.path = expand(path)
         if not self.path.exists():
             raise InputError("E210", f"{self.path} does not exist", "Check the path.")
-        self._on_bad_frame, self._threads = on_bad_frame, threads
-        self._images: list[Path] = []
-        self._index: PacketIndex | None = None
+        self._on_bad_frame = on_bad_frame
         self._bad: set[int] = set()
+        self._warnings: list[str] = []
         self._reset()
-        if self.path.is_dir() or self.path.suffix.lower() in IMAGE_SUFFIXES:
-            self.info, self._images = probe_images(self.path, image_fps)
-        else:
-            self._open_video(decoder)
-        for warning in self.info.warnings:
-            _log.warning(warning)
-
-    def _open_video(self, wanted: str) -> None:
-        probe = probe_video(self.path)
-        self._index = probe.index
-        opened = open_decord(self.path, probe, self._threads) if wanted != "pyav" else "PyAV was asked for"
-        if wanted == "decord" and isinstance(opened, str):
-            raise InputError(
-                "E218", f"{self.path} cannot be decoded by decord: {opened}", "Use decoder auto."
-            )
-        if isinstance(opened, str):
-            decoder, reason = "pyav", opened
-        else:
-            decoder, reason = "decord", f"constant frame rate {probe.info.codec}, time stamps agree with PyAV"
+        options = Options(image_fps, threads, decode_timeout_s, decoder)
+        source, opened = open_source(self.path, options, self._warn)
+        self._use(source)
+        if opened is not None:
             self._keep(opened)
-        self._choose(probe.info, decoder, reason)
+        for warning in self.info.warnings:
+            self._warn(warning)
 
-    def _choose(self, info: VideoInfo, decoder: str, reason: str) -> None:
-        self.info = VideoInfo(**{**vars(info), "decoder": decoder, "reason": reason})
-        _log.info("%s: decoded by %s (%s)", self.path.name, decoder, reason)
+    def _use(self, source: Source) -> None:
+        self._source, self.info = source, source.info
+        _log.info("%s: decoded by %s (%s)", self.path.name, self.decoder, self.reason)
+
+    def _warn(self, warning: str) -> None:
+        if warning not in self._warnings:
+            self._warnings.append(warning)
+            _log.warning(warning)
 
     def __len__(self) -> int:
         return len(self.info.pts_s)
@@ -189,8 +169,13 @@ class VideoReader:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should know about the input, one line each."""
-        return list(self.info.warnings)
+        """What the user should know about the input, as far as it was read; one line each."""
+        return list(self._warnings)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a decoder is held at the moment."""
+        return self._decoder is not None
 
     def close(self) -> None:
         """Drop the decoder and the kept frame. Reading again opens it again."""
@@ -238,12 +223,7 @@ class VideoReader:
 
     def _open(self) -> Decoder:
         if self._decoder is None:
-            if self._index is None:
-                self._keep(ImageDecoder(self._images, self.size))
-            elif self.decoder == "decord":
-                self._keep(DecordDecoder(self.path, self._threads))
-            else:
-                self._keep(PyavDecoder(self.path, self._index, self.size, self.rotation, self._threads))
+            self._keep(self._source.open(self._warn))
         assert self._decoder is not None
         return self._decoder
 
@@ -270,11 +250,11 @@ class VideoReader:
         try:
             frame = self._open().frame(index)
         except Exception as error:
-            if self.decoder != "decord":
+            self.release()
+            if self.decoder != "decord" or isinstance(error, VosnetError):
                 raise
             # decord gives up at the first damaged packet; PyAV reads what is left.
-            self.release()
-            self._choose(self.info, "pyav", f"decord failed at frame {index}: {first_line(error)}")
+            self._use(self._source.by_pyav(f"decord failed at frame {index}: {first_line(error)}"))
             frame = self._open().frame(index)
         if frame is None:
             self._bad.add(index)
@@ -288,6 +268,13 @@ def open_video(
     on_bad_frame: OnBadFrame = "hold",
     image_fps: float = DEFAULT_IMAGE_FPS,
     threads: int = 0,
+    decode_timeout_s: float | None = None,
 ) -> VideoReader:
     """Open a video file, a folder of frames or one still picture; see `VideoReader`."""
-    return VideoReader(path, on_bad_frame=on_bad_frame, image_fps=image_fps, threads=threads)
+    return VideoReader(
+        path,
+        on_bad_frame=on_bad_frame,
+        image_fps=image_fps,
+        threads=threads,
+        decode_timeout_s=decode_timeout_s,
+    )
