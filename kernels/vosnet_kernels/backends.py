@@ -26,8 +26,15 @@ class Backend:
 
 
 def cpu_backend(op: str) -> Backend:
-    """The implementation that serves `op` on CPU tensors here."""
-    return Backend("torch", f"{op} has no native kernel on this machine")
+    """The implementation that serves `op` on CPU tensors here; asking first may start a compile of seconds."""
+    if op != "knn_propagate":
+        return Backend("torch", f"{op} runs as tiled matmuls: it has no native kernel")
+    from vosnet_kernels.knn_propagate.native import Kernel, native_kernel  # asks back for reasons of its own
+
+    kernel = native_kernel()
+    if isinstance(kernel, Kernel):
+        return Backend("native", f"{op} runs its C++ kernel for {kernel.path.name}")
+    return Backend("torch", f"{op} runs as tiled matmuls: {kernel}")
 
 
 def cuda_backend(op: str, device: torch.device) -> Backend:

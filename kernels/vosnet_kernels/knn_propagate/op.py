@@ -6,6 +6,7 @@ from torch import Tensor
 from vosnet_kernels.backends import Backend, cpu_backend, cuda_backend, log_choice
 from vosnet_kernels.checks import check_tensors
 from vosnet_kernels.knn_propagate.cpu import knn_propagate_tiled
+from vosnet_kernels.knn_propagate.native import knn_propagate_native
 
 SHAPES = ("square", "disc")
 TRITON_MAX_K = 32  # neighbours and value channels that one warp holds in registers
@@ -69,7 +70,21 @@ def _knn_propagate(
     global_frames: int,
 ) -> Tensor:
     check_arguments(query, memory, value, k, temperature, radius, shape, global_frames)
-    log_choice("knn_propagate", cpu_backend("knn_propagate"))
+    backend = cpu_backend("knn_propagate")
+    log_choice("knn_propagate", backend)
+    if backend.name == "native":
+        readout = knn_propagate_native(
+            query,
+            memory,
+            value,
+            k=k,
+            temperature=temperature,
+            radius=radius,
+            shape=shape,
+            global_frames=global_frames,
+        )
+        if readout is not None:
+            return readout
     return _tiled(query, memory, value, k, temperature, radius, shape, global_frames)
 
 

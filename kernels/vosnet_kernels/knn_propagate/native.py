@@ -1,0 +1,212 @@
+"""`knn_propagate` in C++ on the CPU: loading, checking once, and calling it."""
+
+import ctypes
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vosnet_kernels.knn_propagate.reference import knn_propagate_reference
+from vosnet_kernels.native.build import BuildError, build
+from vosnet_kernels.native.capability import PATHS, InstructionPath, can_run, can_use_native
+from vosnet_kernels.workspace import workspace_bytes
+
+logger = logging.getLogger("vosnet_kernels")
+
+SOURCE = "knn_propagate"
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+MAX_CELLS = 2**31 - 1  # the kernel counts memory cells in 32 bits
+ROUND_BYTES = 8 * 2**20  # memory frames packed at once: enough to keep threads busy, small enough for a cache
+SELF_CHECK_TOLERANCE = 1e-4  # float32 sums of a few normalized features, weights at temperature 0.1
+DONE, UNUSABLE_FEATURES = 0, 1
+
+
+class Problem(ctypes.Structure):
+    """One call, as `struct Problem` of src/problem.h lays it out."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "memory", "value", "out")),
+        ("query_strides", ctypes.c_int64 * 2),
+        ("memory_strides", ctypes.c_int64 * 3),
+        ("value_strides", ctypes.c_int64 * 4),
+        ("counters", ctypes.c_int64 * 3),
+        *((name, ctypes.c_int32) for name in ("T", "C", "h", "w", "M", "k")),
+        *((name, ctypes.c_int32) for name in ("radius", "disc", "global_frames")),
+        *((name, ctypes.c_int32) for name in ("dtype", "num_threads", "prune")),
+        ("temperature", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a search did: pairs are (query cell, memory cell).
+
+    Attributes:
+        pairs: looked at, in whole 4 x 4 patches.
+        completed: whose dot product ran over all channels; the others were dropped early by a bound.
+        rescored: summed again in float32 because the half-precision sum left them in the race.
+    """
+
+    pairs: int
+    completed: int
+    rescored: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The loaded library of one instruction path."""
+
+    path: InstructionPath
+    library: ctypes.CDLL
+
+    def search(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        value: Tensor,
+        *,
+        k: int,
+        temperature: float,
+        radius: int,
+        shape: str = "square",
+        global_frames: int = 0,
+        num_threads: int | None = None,
+        prune: bool = True,
+    ) -> tuple[Tensor, Counters] | None:
+        """`knn_propagate_reference` and what it took; None if features are not finite or exceed 1e15.
+
+        Arguments are taken as valid. `prune=False` sums every dot product to its end.
+        """
+        B, T, C, h, w = memory.shape
+        M = value.shape[2]
+        query, memory = _readable(query), _readable(memory)
+        labels = value.float()
+        readout = torch.empty((B, M, h, w), dtype=torch.float32)
+        totals = [0, 0, 0]
+        for b in range(B if readout.numel() else 0):
+            problem = Problem(
+                query[b].data_ptr(),
+                memory[b].data_ptr(),
+                labels[b].data_ptr(),
+                readout[b].data_ptr(),
+                query.stride()[1:3],
+                memory.stride()[1:4],
+                labels.stride()[1:],
+                (0, 0, 0),
+                *(T, C, h, w, M, k),
+                *(min(radius, h + w), int(shape == "disc"), global_frames),
+                *(DTYPES[query.dtype], num_threads or torch.get_num_threads(), int(prune)),
+                temperature,
+            )
+            status = self._call(problem)
+            if status == UNUSABLE_FEATURES:
+                return None
+            if status != DONE:
+                raise MemoryError(f"knn_propagate: no memory for features {tuple(memory.shape)} at k={k}")
+            totals = [total + count for total, count in zip(totals, problem.counters, strict=True)]
+        return readout.to(value.dtype), Counters(*totals)
+
+    def _call(self, problem: Problem) -> int:
+        limit = ctypes.c_int64(min(ROUND_BYTES, workspace_bytes()))
+        return int(self.library.vosnet_knn_propagate(ctypes.byref(problem), limit))  # without the GIL
+
+
+def knn_propagate_native(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    *,
+    k: int,
+    temperature: float,
+    radius: int,
+    shape: str,
+    global_frames: int,
+) -> Tensor | None:
+    """`knn_propagate_reference` by the native kernel, or None (with a debug log line) if it cannot serve."""
+    obstacle = can_search_natively(memory)
+    kernel = native_kernel()
+    if obstacle is None and isinstance(kernel, Kernel):
+        settings: dict[str, Any] = {"k": k, "temperature": temperature, "radius": radius, "shape": shape}
+        found = kernel.search(query, memory, value, **settings, global_frames=global_frames)
+        if found is not None:
+            return found[0]
+        obstacle = "features are not finite or their norm exceeds 1e15"
+    logger.debug("knn_propagate: not the native kernel this time: %s", obstacle or kernel)
+    return None
+
+
+def can_search_natively(memory: Tensor) -> str | None:
+    """Why `memory` [B, T, C, h, w] must take another way, or None."""
+    _, T, _, h, w = memory.shape
+    if T * h * w > MAX_CELLS:
+        return f"{T * h * w} memory cells exceed the {MAX_CELLS} that the native kernel can count"
+    return None
+
+
+_lock = threading.Lock()
+_chosen: list[Kernel | str] = []
+
+
+def native_kernel() -> Kernel | str:
+    """The fastest kernel that can be built here, or the reason why there is none. Built once per process."""
+    with _lock:
+        if not _chosen:
+            _chosen.append(_choose())
+        return _chosen[0]
+
+
+def _choose() -> Kernel | str:
+    obstacle = can_use_native()
+    if obstacle is not None:
+        return obstacle
+    reasons = []
+    for path in PATHS:
+        if can_run(path) is not None:
+            continue
+        try:
+            return load(path)
+        except BuildError as error:
+            reasons.append(f"{path.name}: {error}")
+            logger.debug("knn_propagate: no native kernel for %s", reasons[-1])
+    return reasons[-1]
+
+
+def load(path: InstructionPath) -> Kernel:
+    """The kernel for `path`, built if need be, after it has solved a small problem rightly.
+
+    Raises:
+        BuildError: if it cannot be built, loaded or used, or gives a wrong answer.
+    """
+    library_path = build(SOURCE, path)
+    try:
+        library = ctypes.CDLL(str(library_path))
+    except OSError as error:
+        raise BuildError(f"{library_path} cannot be loaded: {error}") from error
+    if library.vosnet_prepare() != 0:
+        raise BuildError("the system does not lend its tile registers to this process")
+    kernel = Kernel(path, library)
+    _self_check(kernel)
+    return kernel
+
+
+def _self_check(kernel: Kernel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 40, 6, 9, generator=generator) / 6
+    memory = torch.randn(1, 3, 40, 6, 9, generator=generator) / 6
+    value = torch.rand(1, 3, 2, 6, 9, generator=generator)
+    settings: dict[str, Any] = {"k": 5, "temperature": 0.1, "radius": 4, "shape": "disc", "global_frames": 1}
+    with torch.no_grad():
+        expected = knn_propagate_reference(query, memory, value, **settings)
+    found = kernel.search(query, memory, value, **settings)
+    if found is None or not bool(((found[0] - expected).abs() < SELF_CHECK_TOLERANCE).all()):
+        raise BuildError("the compiled kernel gives a wrong answer on its self-check and is not used")
+
+
+def _readable(features: Tensor) -> Tensor:
+    """In a dtype the kernel reads, with neighbouring columns side by side."""
+    if features.dtype not in DTYPES:
+        features = features.float()
+    return features if features.stride(-1) == 1 else features.contiguous()
