@@ -26,7 +26,7 @@ class Backend:
 
 
 def cpu_backend(op: str) -> Backend:
-    """The implementation that serves `op` on CPU tensors here; asking first may start a compile of seconds."""
+    """The implementation that serves `op` on CPU tensors here; the first question may cost a compile."""
     if op != "knn_propagate":
         return Backend("torch", f"{op} runs as tiled matmuls: it has no native kernel")
     from vosnet_kernels.knn_propagate.native import Kernel, native_kernel  # asks back for reasons of its own
