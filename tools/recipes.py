@@ -3,4 +3,5 @@ import sys
 from vosnet.commands.cli import run
 from vosnet.commands.recipes import main
 
-sys.exit(run(main))
+if __name__ == "__main__":
+    sys.exit(run(main))
