@@ -70,10 +70,10 @@ def _unfinished(out: Path, root: str, options: argparse.Namespace) -> VideoIndex
         return None
     index = read_index(out)
     if index.complete:
-        raise UsageError("E113", f"{out} is a finished index", "Choose another --out, or --overwrite it.")
+        raise UsageError("E153", f"{out} is a finished index", "Choose another --out, or --overwrite it.")
     if (index.root, index.layout) != (root, options.layout):
         hint = "Choose another --out, or --overwrite it."
-        raise UsageError("E113", f"{out} was begun for {index.layout} {index.root}", hint)
+        raise UsageError("E153", f"{out} was begun for {index.layout} {index.root}", hint)
     return index
 
 

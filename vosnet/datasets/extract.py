@@ -38,6 +38,6 @@ def extract_frames(entry: VideoEntry, folder: str | Path, *, short_side: int) ->
                 image.save(temporary / f"{i:06d}.jpg", quality=JPEG_QUALITY, subsampling=0)
             if reader.bad_frames:
                 count = len(reader.bad_frames)
-                raise InputError("E223", f"{count} of {entry.num_frames} frames of {entry.path} are broken")
+                raise InputError("E263", f"{count} of {entry.num_frames} frames of {entry.path} are broken")
     with Image.open(target / "000000.jpg") as first:
         return replace(entry, path=str(target), size=(first.height, first.width))

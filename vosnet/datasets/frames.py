@@ -69,7 +69,7 @@ class FrameStore:
             places = list(indices)
         broken = decoded.broken.intersection(places)
         if broken:
-            raise InputError("E223", f"{len(broken)} of the frames drawn from {entry.path} are broken")
+            raise InputError("E263", f"{len(broken)} of the frames drawn from {entry.path} are broken")
         return decoded.frames[places]
 
     def _reserve(self, entry: VideoEntry) -> bool:
@@ -86,11 +86,11 @@ class FrameStore:
         if entry.generator_seed is not None:
             scene = Scene(entry.generator_seed, size=entry.size)
             return _Decoded(np.stack([self._small(scene.render(i)[0]) for i in raw]), frozenset())
-        with open_video(entry.path) as reader:
+        with open_video(entry.path, threads=1) as reader:  # the workers are what runs side by side
             if raw and raw[-1] >= len(reader):
                 hint = "It has changed since it was indexed: run tools/prepare.py again."
                 raise InputError(
-                    "E223", f"{entry.path} has {len(reader)} frames, not {entry.num_frames}", hint
+                    "E263", f"{entry.path} has {len(reader)} frames, not {entry.num_frames}", hint
                 )
             frames = np.stack([self._small(reader[i]) for i in raw])
             bad = set(reader.bad_frames)

@@ -72,13 +72,13 @@ def inspect_video(item: Located, *, verify: bool = False) -> VideoEntry:
     with open_video(item.path) as reader:
         entry = VideoEntry(item.name, str(item.path), len(reader), reader.size, float(reader.fps))
         if entry.num_frames < 1:
-            raise InputError("E223", f"no frames in {item.path}")
+            raise InputError("E263", f"no frames in {item.path}")
         if verify:
             for _ in reader:
                 pass
             if reader.bad_frames:
                 count = len(reader.bad_frames)
-                raise InputError("E223", f"{count} of {entry.num_frames} frames of {item.path} are broken")
+                raise InputError("E263", f"{count} of {entry.num_frames} frames of {item.path} are broken")
     if verify and item.path.is_file():
         entry = VideoEntry(**(asdict(entry) | {"sha256": sha256(item.path)}))
     return entry
@@ -160,7 +160,7 @@ def read_index(path: str | Path, *, root: str | Path | None = None) -> VideoInde
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if stored["version"] != INDEX_VERSION:
-            raise InputError("E224", f"{path} has index version {stored['version']}, this program reads 1")
+            raise InputError("E264", f"{path} has index version {stored['version']}, this program reads 1")
         base = Path(root or stored["root"])
         videos = [
             VideoEntry(**(row | {"path": str(base / row["path"]), "size": tuple(row["size"])}))
@@ -168,12 +168,12 @@ def read_index(path: str | Path, *, root: str | Path | None = None) -> VideoInde
         ]
         return VideoIndex(str(base), stored["layout"], videos, dict(stored["bad"]), bool(stored["complete"]))
     except FileNotFoundError as error:
-        raise InputError("E224", f"no index at {path}", "Make it with tools/prepare.py.") from error
+        raise InputError("E264", f"no index at {path}", "Make it with tools/prepare.py.") from error
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         hint = "Make it again with tools/prepare.py."
-        raise InputError("E224", f"{path} is no data set index ({error!r})", hint) from error
+        raise InputError("E264", f"{path} is no data set index ({error!r})", hint) from error
 
 
 def is_still(entry: VideoEntry) -> bool:

@@ -61,7 +61,7 @@ def find_videos(
     """
     folder = expand(root)
     if not folder.is_dir():
-        raise InputError("E220", f"no data set at {folder}", f"Expected there: {EXPECTED[layout]}.")
+        raise InputError("E260", f"no data set at {folder}", f"Expected there: {EXPECTED[layout]}.")
     found = (
         _named(folder, names)
         if names
@@ -74,7 +74,7 @@ def find_videos(
     if not chosen:
         detail = f" that matches {pattern!r}" if pattern != "*" and located else ""
         hint = f"Expected there: {EXPECTED[layout]}."
-        raise InputError("E221", f"no video in {folder}{detail} (layout {layout})", hint)
+        raise InputError("E261", f"no video in {folder}{detail} (layout {layout})", hint)
     return chosen
 
 
@@ -86,7 +86,7 @@ def listed_names(listing: str | Path) -> list[str]:
     """
     path = expand(listing)
     if not path.is_file():
-        raise InputError("E222", f"no list of videos at {path}")
+        raise InputError("E262", f"no list of videos at {path}")
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -101,7 +101,7 @@ def _named(root: Path, names: str) -> list[Path]:
     missing = [path for path in paths if not path.exists()]
     if missing:
         message = f"{len(missing)} of {len(paths)} videos listed in {names} are missing, first {missing[0]}"
-        raise InputError("E222", message)
+        raise InputError("E262", message)
     return paths
 
 
@@ -131,7 +131,7 @@ def _davis(root: Path, split: str | None) -> list[Path]:
     frames = root / "JPEGImages" / "480p"
     listing = root / "ImageSets" / f"{split or '2017/train'}.txt"
     if not listing.is_file():
-        raise InputError("E222", f"no split at {listing}", "Name one of ImageSets, such as 2017/train.")
+        raise InputError("E262", f"no split at {listing}", "Name one of ImageSets, such as 2017/train.")
     lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
     # DAVIS-2016 lists pairs of frame and mask, one line per frame; DAVIS-2017 one sequence per line
     sequences = dict.fromkeys(Path(line[0]).parent.name if "/" in line[0] else line[0] for line in lines)

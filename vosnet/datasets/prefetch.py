@@ -143,7 +143,7 @@ class _Processes:
         self.close()
         if self._restarted:
             hint = "Look at that video with tools/prepare.py --verify; training.workers=0 needs no processes."
-            raise VosnetError("E120", f"{where}, after one restart", hint)
+            raise VosnetError("E190", f"{where}, after one restart", hint)
         self._warn(f"{where}; starting all workers once more from the same step")
         self._restarted = True
         self._start()

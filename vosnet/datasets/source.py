@@ -65,7 +65,7 @@ def list_source(source: VideoSource) -> VideoIndex:
     if source.index:
         index = read_index(source.index, root=source.root or None)
         if not index.complete:
-            raise UsageError("E111", f"the index {source.index} is unfinished", "Run tools/prepare.py again.")
+            raise UsageError("E151", f"the index {source.index} is unfinished", "Run tools/prepare.py again.")
         return _select(index, source)
     located = find_videos(
         source.layout, source.root, split=source.split, names=source.names, pattern=source.pattern
@@ -94,7 +94,7 @@ def _select(index: VideoIndex, source: VideoSource) -> VideoIndex:
     videos = [entry for entry in index.videos if chosen(entry.name)]
     bad = {name: reason for name, reason in index.bad.items() if chosen(name)}
     if not videos:
-        raise InputError("E221", f"the index {source.index} holds no readable video of those asked for")
+        raise InputError("E261", f"the index {source.index} holds no readable video of those asked for")
     return VideoIndex(index.root, index.layout, videos, bad, complete=True)
 
 

@@ -82,7 +82,7 @@ class ClipStream:
         self.num_videos = len({entry.name for entry in usable}) + len(self.bad)
         if not usable:
             raise InputError(
-                "E225",
+                "E265",
                 f"none of {self.num_videos + len(self.too_short)} videos has {clip_len} frames to train on",
             )
         self.seed, self.batch_size, self.store = seed, batch_size, store
@@ -101,7 +101,7 @@ class ClipStream:
             UsageError: the batch does not divide by the number of ranks.
         """
         if self.batch_size % world:
-            raise UsageError("E112", f"batch_size {self.batch_size} does not divide by {world} ranks")
+            raise UsageError("E152", f"batch_size {self.batch_size} does not divide by {world} ranks")
         share = self.batch_size // world
         epoch, place = divmod(step, self.steps_per_epoch)
         first = place * self.batch_size + rank * share
@@ -155,7 +155,7 @@ class ClipStream:
         if len(self.bad) > MAX_BAD_SHARE * self.num_videos:
             name, reason = next(iter(self.bad.items()))
             raise InputError(
-                "E226",
+                "E266",
                 f"{len(self.bad)} of {self.num_videos} training videos cannot be read (limit 5 %), such as "
                 f"{name}: {reason}",
                 "Repair or remove the files; tools/prepare.py --verify lists all of them.",
@@ -173,7 +173,7 @@ class ClipStream:
                 bad.append((entry.name, str(error)))
                 continue
             return _Sample(frames, theta, draws, sample, entry.name, tuple(bad))
-        raise InputError("E226", f"{_ATTEMPTS} videos in a row cannot be read, the last: {bad[-1][1]}")
+        raise InputError("E266", f"{_ATTEMPTS} videos in a row cannot be read, the last: {bad[-1][1]}")
 
     def _cut(self, entry: VideoEntry, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         ids = sample_frames(
@@ -264,11 +264,11 @@ def _check(
 ) -> None:
     if clip_len < 2 or frame_gap < 1:
         raise UsageError(
-            "E112", f"clip_len must be at least 2 and frame_gap at least 1, got {clip_len} and {frame_gap}"
+            "E152", f"clip_len must be at least 2 and frame_gap at least 1, got {clip_len} and {frame_gap}"
         )
     if not crop_size <= short_side[0] < short_side[1]:
         raise UsageError(
-            "E112", f"short_side must be a half-open range from crop_size ({crop_size}) up, got {short_side}"
+            "E152", f"short_side must be a half-open range from crop_size ({crop_size}) up, got {short_side}"
         )
     if not 0 < zoom[0] <= zoom[1] <= 1:
-        raise UsageError("E112", f"zoom must be 0 < low <= high <= 1, got {zoom}")
+        raise UsageError("E152", f"zoom must be 0 < low <= high <= 1, got {zoom}")

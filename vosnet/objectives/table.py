@@ -22,11 +22,11 @@ def build_objective(name: str, encoder: nn.Module, **kwargs: Any) -> Objective:
         UsageError: no objective of that name, or it does not take one of the arguments.
     """
     if name not in OBJECTIVES:
-        raise UsageError("E110", f"unknown objective {name!r}", f"Known: {', '.join(OBJECTIVES)}.")
+        raise UsageError("E150", f"unknown objective {name!r}", f"Known: {', '.join(OBJECTIVES)}.")
     known = [key for key in inspect.signature(OBJECTIVES[name]).parameters if key != "encoder"]
     for key in kwargs:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"It takes: {', '.join(known)}."
-            raise UsageError("E110", f"objective {name!r} takes no {key!r}", hint)
+            raise UsageError("E150", f"objective {name!r} takes no {key!r}", hint)
     return OBJECTIVES[name](encoder, **kwargs)
