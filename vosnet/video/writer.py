@@ -116,7 +116,7 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Close first: the finished file is renamed and the broken one removed, which Windows refuses while open.
+        # Close first: the file is renamed or removed next, which Windows refuses while it is open.
         try:
             if kind is None:
                 self._finish()
