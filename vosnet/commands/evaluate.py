@@ -29,11 +29,11 @@ _EXAMPLES = [
     "--root DAVIS --split 2017/val --results results/osvos --json osvos.json",
     "--root DAVIS --split 2016/val --checkpoint random --out runs/random",
     "--root DAVIS --split 2017/val --compare results/before results/after",
-    "--dataset ytvos --root YTVOS --split valid --results mine --submission mine.zip",
+    "--dataset ytvos --root YT --split valid --results out --submission a.zip",
 ]
 _DESCRIPTION = """\
-Region similarity J and boundary accuracy F by the rules of davis2017-evaluation, or YouTube-VOS' mean
-over seen and unseen categories. A checkpoint is first run on every sequence; under torchrun
+Region similarity J and boundary accuracy F by the rules of davis2017-evaluation, or YouTube-VOS'
+mean over seen and unseen categories. A checkpoint is first run on every sequence; under torchrun
 (torchrun --nproc-per-node 4 tools/evaluate.py ...) the sequences are spread over the processes."""
 
 

@@ -128,8 +128,8 @@ class DavisRoot:
 
 
 def _sequence_name(line: str) -> str:
-    first = line.split(maxsplit=1)[0]
-    return Path(first).parent.name if Path(first).suffix else first.strip("/")
+    first = Path(line.split(maxsplit=1)[0])
+    return first.parent.name if is_image(first) else line.rstrip("/")
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
