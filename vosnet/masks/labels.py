@@ -98,7 +98,7 @@ def fit_mask(
         UsageError: `resize` is neither of the two.
     """
     if resize not in {"never", "nearest"}:
-        raise UsageError("E110", f"--resize-mask is 'never' or 'nearest', got {resize!r}")
+        raise UsageError("E145", f"--resize-mask is 'never' or 'nearest', got {resize!r}")
     if mask.shape == tuple(size):
         return mask
     if resize == "never":

@@ -1,0 +1,138 @@
+"""`evaluate --checkpoint`: propagate every sequence, then score; resumable, spread over torchrun's ranks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.data_roots import moving_squares, write_davis_root, write_youtube_vos_root
+from vosnet.commands.cli import run
+from vosnet.commands.evaluate import main
+from vosnet.commands.spread import Ranks
+from vosnet.masks import read_mask
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sequences = {name: moving_squares(4) for name in ("ant", "bee")}
+    return write_davis_root(tmp_path_factory.mktemp("data") / "davis", sequences)
+
+
+def arguments(davis: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--root", str(davis), "--split", "val", "--checkpoint", "random", "--device", "cpu",
+        "--out", str(out), "--workers", "1", "--set", "layer=layer2", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result(davis: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of one run, shared because it takes the longest."""
+    out = tmp_path_factory.mktemp("result") / "out"
+    assert run(main, arguments(davis, out)) == 0
+    return out
+
+
+def test_masks_numbers_and_picture_are_kept_and_score_the_same_again(
+    davis: Path, result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = read_mask(result / "bee/00000.png")
+    assert (first.kind, first.object_ids) == ("palette", [1, 2])
+    files = {path.name for path in result.iterdir()}
+    assert {"evaluation.json", "evaluation_worst.png", "global_results-val.csv"} <= files
+    again = [
+        "--root",
+        str(davis),
+        "--split",
+        "val",
+        "--results",
+        str(result),
+        "--workers",
+        "1",
+        "--json",
+        "-",
+    ]
+    assert run(main, again) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((result / "evaluation.json").read_text())
+
+
+def test_f28_an_existing_result_is_refused_resumed_or_overwritten(
+    davis: Path, result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(result, out)
+    assert run(main, arguments(davis, out)) == 2
+    assert "not empty" in capsys.readouterr().err
+    whole = (out / "bee/00003.png").read_bytes()
+    (out / "bee/00003.png").unlink()
+    kept = (out / "ant/00003.png").stat().st_mtime_ns
+    (out / "notes.txt").write_text("mine")
+    assert run(main, arguments(davis, out, "--resume")) == 0
+    assert capsys.readouterr().out.startswith("encoder: random")
+    assert (out / "bee/00003.png").read_bytes() == whole
+    assert (out / "ant/00003.png").stat().st_mtime_ns == kept
+    assert run(main, [*arguments(davis, out, "--resume"), "--set", "k=3"]) == 2
+    assert run(main, arguments(davis, out, "--overwrite")) == 0
+    assert (out / "ant/00003.png").stat().st_mtime_ns > kept
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_one_broken_sequence_leaves_the_others_done_and_gives_no_number(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(davis, tmp_path / "davis")
+    davis = tmp_path / "davis"
+    for frame in (davis / "JPEGImages/480p/bee").iterdir():
+        frame.write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert run(main, arguments(davis, out)) == 3
+    captured = capsys.readouterr()
+    assert "1 of 2 sequences failed" in captured.err
+    assert "bee:" in captured.err
+    assert "overall" not in captured.out
+    assert (out / "ant/00003.png").is_file()
+    assert not (out / "evaluation.json").exists()
+
+
+def test_youtube_vos_objects_that_appear_later_are_propagated(tmp_path: Path) -> None:
+    root = write_youtube_vos_root(tmp_path / "ytvos")
+    out = tmp_path / "out"
+    code = run(
+        main,
+        ["--dataset", "ytvos", "--root", str(root), "--split", "valid", "--checkpoint", "random",
+         "--out", str(out), "--device", "cpu", "--set", "layer=layer2", "--workers", "1"],
+    )  # fmt: skip
+    assert code == 0
+    given = read_mask(root / "valid/Annotations/aa11/00010.png").ids
+    result = read_mask(out / "aa11/00010.png").ids
+    assert np.array_equal(result == 2, given == 2)
+    assert read_mask(out / "aa11/00005.png").object_ids == [1]
+    overall = json.loads((out / "evaluation.json").read_text())["overall"]
+    assert {"J_seen", "F_seen", "J_unseen", "F_unseen", "overall"} <= set(overall)
+
+
+def test_two_ranks_give_the_result_of_one(davis: Path, result: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "tools/evaluate.py"), *arguments(davis, tmp_path / "two")],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("overall") == 1  # one rank reports
+    for name in ("evaluation.json", "ant/00003.png", "bee/00003.png"):
+        assert (tmp_path / "two" / name).read_bytes() == (result / name).read_bytes()
+
+
+def test_ranks_share_sequences_by_length_without_loss() -> None:
+    lengths = {"a": 90, "b": 10, "c": 50, "d": 45, "e": 5}
+    parts = [Ranks(rank, 2).share(list(lengths), lengths.__getitem__) for rank in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == sorted(lengths)
+    assert abs(sum(map(lengths.__getitem__, parts[0])) - 100) <= 5
