@@ -1,0 +1,66 @@
+"""Every switch that published propagations differ in, against FACTS about each of them."""
+
+import dataclasses
+
+import pytest
+
+from vosnet.errors import UsageError
+from vosnet.matching import Neighborhood
+from vosnet.propagation import PRESETS, Protocol, make_protocol
+
+PUBLISHED = {
+    "dul": {
+        "layer": "layer4", "shape": "disc", "radius": 12, "first_frame": "global", "context": "replicate",
+        "num_recent": 20, "k": 10, "temperature": 0.05, "mask_down": "bilinear", "down_align_corners": True,
+        "up_align_corners": True, "min_max": False, "memory_values": "soft", "short_side": None,
+    },
+    "crw": {
+        "layer": "layer3", "shape": "disc", "radius": 12, "first_frame": "global", "context": "replicate",
+        "num_recent": 20, "k": 10, "temperature": 0.05, "mask_down": "bilinear", "down_align_corners": False,
+        "up_align_corners": False, "min_max": False, "memory_values": "soft", "short_side": None,
+    },
+    "vfs": {
+        "layer": "layer3", "shape": "disc", "radius": 12, "first_frame": "local", "context": "clamp",
+        "num_recent": 20, "k": 10, "temperature": 0.07, "mask_down": "nearest", "up_align_corners": False,
+        "min_max": True, "memory_values": "soft", "short_side": 480, "decide_at": "source",
+    },
+    "dino": {
+        "shape": "square", "radius": 12, "strict": False, "first_frame": "local", "context": "queue",
+        "num_recent": 7, "k": 5, "temperature": 0.1, "mask_down": "nearest", "up_align_corners": False,
+        "min_max": True, "short_side": 480, "multiple": 64, "rounding": "floor", "decide_at": "input",
+        "std": (0.228, 0.224, 0.225),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", sorted(PUBLISHED))
+def test_presets_hold_the_published_switches(preset: str) -> None:
+    assert PUBLISHED[preset].items() <= dataclasses.asdict(PRESETS[preset]).items()
+
+
+def test_a_strict_square_is_one_cell_smaller_for_the_kernels() -> None:
+    assert make_protocol("dino").neighborhood == Neighborhood("square", 12, 0)
+    assert make_protocol("dino", strict=True).neighborhood == Neighborhood("square", 11, 0)
+    assert make_protocol("dul").neighborhood == Neighborhood("disc", 12, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": "diamond"}, {"context": "all"}, {"first_frame": "none"}, {"mask_down": "area"},
+        {"radius": 0}, {"radius": 2.5}, {"k": 0}, {"num_recent": -1}, {"temperature": 0.0},
+        {"temperature": float("nan")}, {"temperature": float("inf")}, {"short_side": 0}, {"strict": False},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_impossible_values_are_refused_by_name(wrong: dict[str, object]) -> None:
+    name = "closed" if "strict" in wrong else next(iter(wrong))
+    with pytest.raises(UsageError, match=f"E120 .*{name}"):
+        make_protocol("dul", **wrong)
+
+
+def test_every_switch_can_be_overridden() -> None:
+    protocol = make_protocol("dul", layer="layer3", shape="square", strict=False, first_frame="local")
+    assert isinstance(protocol, Protocol)
+    assert protocol.neighborhood == Neighborhood("square", 12, 0)
+    assert PRESETS["dul"].layer == "layer4"
