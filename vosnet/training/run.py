@@ -102,6 +102,7 @@ class _Run:
         self.checkpoints = CheckpointFolder(self.out / "checkpoints")
         self.journal: journals.Journal | None = None
         self.listed_bad = 0
+        self.saved_step = -1
         self.best = float("-inf")
         if resumed:
             run_folder.check_continuation(self.out, self.recipe)
@@ -125,6 +126,7 @@ class _Run:
         if checkpoint is not None:
             trainer.load(checkpoint.state["trainer"])
             loop.load(checkpoint.state["loop"])
+            self.saved_step = loop.step if self.resumed else -1
             self._say(f"continuing from {checkpoint.folder} at step {loop.step}")
         self._announce(loop)
         completed = self._loop(loop, schedule, stop, stack)
@@ -160,8 +162,9 @@ class _Run:
 
     def save(self, loop: Loop) -> None:
         """Hook: write a checkpoint."""
-        if not self.world.is_main:
+        if not self.world.is_main or loop.step == self.saved_step:
             return
+        self.saved_step = loop.step
         state = {"trainer": loop.trainer.state(), "loop": loop.state()}
         info = {"epoch": loop.schedule.epoch(loop.step), "elapsed_s": round(loop.elapsed_s(), 1)}
         self.checkpoints.save(loop.step, lambda path: self._write_model(path, loop), state, info)
