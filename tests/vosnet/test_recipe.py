@@ -1,9 +1,7 @@
 """Recipes: what is refused, with which line and which suggestion, and what is accepted."""
 
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -119,7 +117,9 @@ def test_f02_all_problems_are_reported_at_once_in_the_order_of_the_file() -> Non
         pytest.param("1e-4", ".nan", "optimizer.lr", id="nan"),
         pytest.param("1e-4", ".inf", "optimizer.lr", id="infinity"),
         pytest.param("1e-4", "'1e-4'", "optimizer.lr", id="number in quotes"),
-        pytest.param("steps: 3", "steps: 3\n  epochs: 2", "exactly one of epochs, steps and minutes", id="two"),
+        pytest.param(
+            "steps: 3", "steps: 3\n  epochs: 2", "exactly one of epochs, steps and minutes", id="two"
+        ),
         pytest.param("steps: 3", "warmup_steps: 3", "exactly one of epochs, steps and minutes", id="none"),
         pytest.param("steps: 3", "steps: 3\n  decay: step", "needs step_epochs", id="step without epochs"),
         pytest.param("batch_size: 2", "batch_size: 3\n  accumulate: 2", "multiple of accumulate", id="batch"),
@@ -143,7 +143,14 @@ def test_f02_a_missing_section_is_named() -> None:
 
 
 def test_f03_numbers_as_people_write_them() -> None:
-    for text, value in (("1e-4", 1e-4), ("1E-4", 1e-4), ("5e-4", 5e-4), ("1", 1.0), ("1_0.5", 10.5), (".5", 0.5)):
+    for text, value in (
+        ("1e-4", 1e-4),
+        ("1E-4", 1e-4),
+        ("5e-4", 5e-4),
+        ("1", 1.0),
+        ("1_0.5", 10.5),
+        (".5", 0.5),
+    ):
         assert parse_recipe(BASE.replace("1e-4", text)).recipe.optimizer.lr == value
 
 
@@ -176,7 +183,9 @@ def test_f03_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
     assert load_recipe(path).recipe == parse_recipe(BASE).recipe
 
 
-@pytest.mark.parametrize("content", [BASE.encode("utf-16"), BASE.replace("test", "caf\xe9").encode("latin-1")])
+@pytest.mark.parametrize(
+    "content", [BASE.encode("utf-16"), BASE.replace("test", "caf\xe9").encode("latin-1")]
+)
 def test_f03_other_encodings_are_refused_with_the_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.yaml"
     path.write_bytes(content)
@@ -203,7 +212,10 @@ def test_f03_text_that_is_no_recipe_is_refused(text: str, expected: str) -> None
 HOSTILE = {
     "python tag": "a: !!python/object/apply:os.system ['touch CANARY']\n",
     "alias bomb": "a: &a [x, x]\n"
-    + "".join(f"b{i}: &b{i} [*{'a' if i == 0 else f'b{i - 1}'}, *{'a' if i == 0 else f'b{i - 1}'}]\n" for i in range(40)),
+    + "".join(
+        f"b{i}: &b{i} [*{'a' if i == 0 else f'b{i - 1}'}, *{'a' if i == 0 else f'b{i - 1}'}]\n"
+        for i in range(40)
+    ),
     "deep nesting": "a: " + "[" * 5000 + "]" * 5000 + "\n",
     "many nodes": "a: [" + "1, " * 200_000 + "1]\n",
 }
@@ -243,7 +255,9 @@ def test_f04_hostile_files_are_refused_fast_in_little_memory(tmp_path: Path) -> 
 
 def test_f05_keys_of_version_1_are_carried_over_with_a_warning() -> None:
     text = BASE.replace("title: test", "version: 1").replace("lr: 1e-4", "learning_rate: 1e-4")
-    text = text.replace("batch_size: 2", "batch_size: 2\n  ema: 0.99").replace("steps: 3", "steps: 3\n  warmup: 2")
+    text = text.replace("batch_size: 2", "batch_size: 2\n  ema: 0.99").replace(
+        "steps: 3", "steps: 3\n  warmup: 2"
+    )
     loaded = parse_recipe(text)
     assert loaded.recipe.optimizer.lr == 1e-4
     assert loaded.recipe.training.ema_decay == 0.99
@@ -265,7 +279,12 @@ def test_f05_newer_versions_are_refused() -> None:
 
 
 def test_overrides_set_values_as_yaml_would() -> None:
-    overrides = ["optimizer.lr=1e-3", "data.sources.0.count=5", "optimizer.betas=[0.5, 0.9]", "validation=null"]
+    overrides = [
+        "optimizer.lr=1e-3",
+        "data.sources.0.count=5",
+        "optimizer.betas=[0.5, 0.9]",
+        "validation=null",
+    ]
     recipe = parse_recipe(BASE, overrides).recipe
     assert recipe.optimizer.lr == 1e-3
     assert recipe.optimizer.betas == (0.5, 0.9)

@@ -50,7 +50,8 @@ def data_section(section: Mapping[str, Any], findings: Findings) -> dict[str, An
     if checked is None:
         return dict(section)
     _try(lambda: _dry_stream(checked), "data", section, findings)
-    return checked.model_dump()
+    values: dict[str, Any] = checked.model_dump()
+    return values
 
 
 def open_stream(recipe: Recipe) -> ClipStream:

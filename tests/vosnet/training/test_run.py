@@ -28,7 +28,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_the_documented_files(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert {"recipe.yaml", "recipe.resolved.yaml", "env.json", "log.txt", "metrics.jsonl", "checkpoints"} <= names
+    assert {
+        "recipe.yaml",
+        "recipe.resolved.yaml",
+        "env.json",
+        "log.txt",
+        "metrics.jsonl",
+        "checkpoints",
+    } <= names
     files = {path.name for path in (finished / "checkpoints" / "last").iterdir()}
     assert files == {"model.safetensors", "state.pt", "manifest.json"}
     assert {"torch", "commit", "host", "command"} <= set(json.loads((finished / "env.json").read_text()))
@@ -113,20 +120,22 @@ def _assert_equal(a: object, b: object) -> None:
 
 def test_f31_time_spent_is_remembered(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = ["schedule={minutes: 0.02, decay: cosine}"]
+    options = ["schedule={minutes: 0.05, decay: cosine}"]
     _train_and_stop(out, 2, *options)
     spent = torch.load(out / "checkpoints/last/state.pt", weights_only=True)["loop"]["seconds"]
     assert spent > 0
     train_toy(out, *options, resume="auto")
     rows = read_rows(out)
     assert rows[1]["elapsed_s"] <= rows[2]["elapsed_s"]
-    assert rows[-1]["elapsed_s"] < 5  # the budget is 1.2 s over both parts
+    assert 3 <= rows[-1]["elapsed_s"] < 30  # the budget of 3 s counts over both parts
 
 
-@pytest.mark.parametrize("override", ["optimizer.lr=2e-3", "seed=4", "objective.temperature=0.1", "data.clip_len=3"])
+@pytest.mark.parametrize(
+    "override", ["optimizer.lr=2e-3", "seed=4", "objective.temperature=0.1", "data.clip_len=3"]
+)
 def test_f31_a_changed_recipe_is_not_continued(finished: Path, override: str) -> None:
     options = ["training.ema_decay=0.9", "training.clip_grad_norm=5.0", override]
-    with pytest.raises(UsageError, match=rf"E104 .*{override.split('=')[0]}"):
+    with pytest.raises(UsageError, match=rf"E104 .*{override.split('=', maxsplit=1)[0]}"):
         train_toy(finished, *options, resume="auto")
 
 
@@ -152,11 +161,8 @@ def test_f28_overwrite_removes_only_what_training_wrote(tmp_path: Path) -> None:
     out = tmp_path / "run"
     train_toy(out, "schedule={steps: 2}")
     (out / "notes.md").write_text("mine")
-    with pytest.raises(UsageError, match=r"not empty.*notes\.md"):
-        train_toy(out, "schedule={steps: 1}", overwrite=True)
-    assert (out / "notes.md").read_text() == "mine"
-    (out / "notes.md").unlink()
     assert train_toy(out, "schedule={steps: 1}", overwrite=True).step == 1
+    assert (out / "notes.md").read_text() == "mine"
     assert list(losses(out)) == [1]
 
 
@@ -180,7 +186,10 @@ def test_f24_a_damaged_checkpoint_falls_back_to_the_one_before(
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
     train_toy(out, *options, resume="auto")
-    assert "is damaged: its SHA-256 is not the manifest's; using the checkpoint before it" in capsys.readouterr().err
+    assert (
+        "is damaged: its SHA-256 is not the manifest's; using the checkpoint before it"
+        in capsys.readouterr().err
+    )
     assert losses(out) == losses(finished)
 
 
