@@ -186,7 +186,7 @@ def _plain(name: str, suffix: str, count: int = 50, **settings: object) -> Anima
     return Animal(name, suffix, lambda path: write_clip(path, count, **settings), tuple(range(count)))  # type: ignore[arg-type]
 
 
-_X265 = {"x265-params": "log-level=none:keyint=16:min-keyint=16:bframes=4:pools=none"}
+_X265 = {"x265-params": "log-level=none:pools=none:keyint=20:bframes=8"}
 _GOP = {"g": "12", "bf": "2"}
 
 
@@ -204,7 +204,7 @@ ANIMALS = [
     Animal("edit list", ".mp4", lambda p: _cut(p, 17, options={"g": "30", "bf": "2"}), tuple(range(17, 60))),
     _plain("open GOP H.264", ".mp4", options={"g": "12", "bf": "3", "x264-params": "open-gop=1"}),
     _plain("intra refresh H.264", ".mp4", options={"g": "20", "x264-params": "intra-refresh=1"}),
-    _plain("open GOP", ".mp4", 60, codec="libx265", options=_X265),
+    _plain("open GOP", ".mp4", 100, codec="libx265", options=_X265),
     Animal(
         "edit list, open GOP",
         ".mp4",

@@ -75,10 +75,10 @@ def import_decord() -> Any:
 def open_decord(path: Path, probe: Probe, threads: int = 0) -> DecordDecoder | str:
     """A decord decoder that agrees with the packet index, or one line that says why PyAV must decode."""
     if probe.traits:
-        return ", ".join(probe.traits)
+        return f"decord is not trusted with {', '.join(probe.traits)}"
     count, (height, width) = len(probe.index.pts), probe.info.size
     if count * height * width * 3 > MAX_DECODED_BYTES:
-        return f"long clip: decord may hold all its {count} frames in memory"
+        return f"long clip, decord may hold all its {count} frames in memory"
     try:
         decoder = DecordDecoder(path, probe.info.size, threads)
     except ImportError:

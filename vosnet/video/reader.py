@@ -27,6 +27,18 @@ OnBadFrame = Literal["hold", "stop"]
 DEFAULT_IMAGE_FPS = 25.0
 
 
+class WarningLog:
+    """Collects what a reader warns of and logs each line once. Decoders hold it instead of their reader."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, warning: str) -> None:
+        if warning not in self.lines:
+            self.lines.append(warning)
+            _log.warning(warning)
+
+
 class VideoReader:
     """Frames of a clip by index, in any order, upright, as RGB [H, W, 3] uint8.
 
@@ -68,7 +80,7 @@ class VideoReader:
             raise InputError("E210", f"{self.path} does not exist", "Check the path.")
         self._on_bad_frame = on_bad_frame
         self._bad: set[int] = set()
-        self._warnings: list[str] = []
+        self._warn = WarningLog()
         self._reset()
         options = Options(image_fps, threads, decode_timeout_s, decoder)
         source, opened = open_source(self.path, options, self._warn)
@@ -81,11 +93,6 @@ class VideoReader:
     def _use(self, source: Source) -> None:
         self._source, self.info = source, source.info
         _log.info("%s: decoded by %s (%s)", self.path.name, self.decoder, self.reason)
-
-    def _warn(self, warning: str) -> None:
-        if warning not in self._warnings:
-            self._warnings.append(warning)
-            _log.warning(warning)
 
     def __len__(self) -> int:
         return len(self.info.pts_s)
@@ -170,7 +177,7 @@ class VideoReader:
     @property
     def warnings(self) -> list[str]:
         """What the user should know about the input, as far as it was read; one line each."""
-        return list(self._warnings)
+        return list(self._warn.lines)
 
     @property
     def is_open(self) -> bool:
@@ -182,13 +189,17 @@ class VideoReader:
         self.release()
         self._last = None
 
-    def release(self) -> None:
-        """Drop the decoder, keep everything that is known about the clip."""
-        with self._lock:
+    def release(self, *, wait: bool = True) -> None:
+        """Drop the decoder but not what is known of the clip; without `wait` only if no thread reads."""
+        if not self._lock.acquire(blocking=wait):
+            return
+        try:
             handles.closed(self)
             if self._decoder is not None:
                 self._decoder.close()
                 self._decoder = None
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> VideoReader:
         return self
@@ -197,6 +208,10 @@ class VideoReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_decoder", None) is not None:
+            self.release()
 
     def __repr__(self) -> str:
         height, width = self.size

@@ -1,5 +1,6 @@
 """Readers in data-loading workers, after forks, in decoders that crash or hang, and their memory."""
 
+import gc
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -79,6 +81,23 @@ def test_only_few_decord_readers_are_open_at_a_time(path: Path) -> None:
         assert numbers(reader, [index]) == [index]
     assert sum(reader.is_open for reader in readers) == handles.MAX_OPEN_DECORD
     assert [numbers(reader, [50]) for reader in readers] == [[50]] * 5
+
+
+@pytest.mark.parametrize("settings", [{"decoder": "decord"}, {"decoder": "pyav"}, {"decode_timeout_s": 20}])
+def test_readers_that_nobody_closes_hold_nothing(settings: dict[str, Any], path: Path) -> None:
+    if settings.get("decoder") == "decord":
+        pytest.importorskip("decord", reason="decord has no wheel for this platform")
+    process = psutil.Process()
+    VideoReader(path, **settings)[0]
+    before = process.num_fds(), process.num_threads(), len(process.children())
+    gc.disable()  # freed at once, not when the collector happens to run
+    try:
+        for _ in range(3):
+            VideoReader(path, **settings)[0]
+        after = process.num_fds(), process.num_threads(), len(process.children())
+    finally:
+        gc.enable()
+    assert after == before
 
 
 def test_opencv_still_reads_png_after_a_video_was_read(path: Path, tmp_path: Path) -> None:
