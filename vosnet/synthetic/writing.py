@@ -11,6 +11,7 @@ from PIL import Image
 from vosnet.files import atomic_path, inside, write_bytes
 from vosnet.masks import write_mask
 from vosnet.synthetic.scene import SyntheticClip
+from vosnet.video import VideoWriter
 
 
 def write_davis(root: str | Path, clips: Mapping[str, SyntheticClip], *, split: str = "val") -> None:
@@ -29,3 +30,15 @@ def write_davis(root: str | Path, clips: Mapping[str, SyntheticClip], *, split: 
                 Image.fromarray(frame).save(temporary, quality=92)
             write_mask(annotations / f"{t:05d}.png", np.asarray(mask))
     write_bytes(root / "ImageSets" / "2017" / f"{split}.txt", "".join(f"{n}\n" for n in clips).encode())
+
+
+def write_video(path: str | Path, clip: SyntheticClip, *, fps: float = 25.0) -> None:
+    """Write the frames of `clip` as an H.264 file at `fps` frames per second.
+
+    Raises:
+        StorageError: disk full or not writable.
+    """
+    height, width = clip.frames.shape[1:3]
+    with VideoWriter(path, size=(height, width), fps=fps) as writer:
+        for frame in clip.frames:
+            writer.write(frame)
