@@ -13,9 +13,9 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from vosnet.errors import OutOfMemoryError, VosnetError
+from vosnet.errors import OutOfMemoryError, UsageError, VosnetError
 from vosnet.files import storage_error
 
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "measure J and F of results or of a checkpoint",
     "train": "train an encoder from raw video with a recipe",
     "prepare": "index a data set once, so that training starts at once",
+    "demo": "the whole way on generated video, in about a minute",
     "recipes": "list, show, copy, validate and compare recipes",
     "doctor": "report versions, codecs, processors and what would not work here",
 }
@@ -55,6 +56,26 @@ def make_parser(name: str, description: str, examples: Sequence[str]) -> argpars
     )
     parser.add_argument("--version", action="version", version=f"vosnet {vosnet.__version__}")
     return parser
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`["k=5", "layer=layer3"]` as `{"k": 5, "layer": "layer3"}`; values are read as YAML.
+
+    Raises:
+        UsageError: an assignment without `=`, or a value that is no YAML.
+    """
+    import yaml
+
+    values = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals:
+            raise UsageError("E136", f"--set takes KEY=VALUE, got {assignment!r}")
+    return values
 
 
 def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:

@@ -10,9 +10,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from vosnet.commands.cli import make_parser
+from vosnet.commands.cli import make_parser, parse_assignments
 from vosnet.commands.spread import Ranks, default_workers, joined_ranks, map_processes
 from vosnet.errors import PartialFailureError, UsageError
 from vosnet.files import expand, write_json
@@ -143,7 +143,10 @@ def _propagate(
     from vosnet.export.benchmark import propagate_benchmark
 
     propagator = Propagator.from_checkpoint(
-        options.checkpoint, preset=options.preset, device=_device(options.device), **_overrides(options.set)
+        options.checkpoint,
+        preset=options.preset,
+        device=_device(options.device),
+        **parse_assignments(options.set),
     )
     if ranks.is_main:
         _say(options, f"encoder: {propagator.source}")
@@ -286,18 +289,6 @@ def _print_comparison(
     elif options.json:
         write_json(expand(options.json), document)
     return 0
-
-
-def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    import yaml
-
-    overrides = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise UsageError("E136", f"--set takes KEY=VALUE, got {assignment!r}")
-        overrides[key] = yaml.safe_load(value)
-    return overrides
 
 
 def _device(name: str) -> str:

@@ -33,7 +33,7 @@ class FrameSelection(Sequence[Frame]):
         end = len(reader) if stop is None else stop
         if step < 1 or not 0 <= start < end <= len(reader):
             raise UsageError(
-                "E111",
+                "E131",
                 f"frames {start} to {end} in steps of {step} are not a part of {reader.path}, "
                 f"which has {len(reader)} frames",
                 "Choose 0 <= --start < --end <= frames and --stride >= 1.",

@@ -1,0 +1,196 @@
+"""One clip from frames and first masks to files: mask images, overlay video, contact sheet, result.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vosnet.export.coco import CocoVideo
+from vosnet.export.folder import ResultFolder
+from vosnet.export.overlay import ColorScheme, contact_sheet, draw_mask, object_colors
+from vosnet.files import atomic_path, sha256, write_json
+from vosnet.masks import read_mask, write_mask
+from vosnet.progress import Progress, ProgressMode
+from vosnet.propagation.propagator import Direction, Propagator
+from vosnet.video import VideoWriter
+from vosnet.video.selection import FrameSelection
+
+Format = Literal["palette", "binary", "coco-video"]
+_SHEET_PICTURES = 8
+_SPILL = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is written beside the masks.
+
+    Attributes:
+        formats: "palette" (DAVIS PNG), "binary" (one 0/255 PNG per object), "coco-video" (YouTube-VIS JSON).
+        overlay: write `overlay.mp4`.
+        colors: "davis" or the color-blind safe "okabe-ito".
+        opacity: of the object colors, 0 to 1.
+        contour: draw outlines.
+        progress: how progress is shown.
+        save_every: frames between two savings of the tracker's state, from which a resumed call goes on.
+    """
+
+    formats: tuple[Format, ...] = ("palette",)
+    overlay: bool = True
+    colors: ColorScheme = "davis"
+    opacity: float = 0.5
+    contour: bool = True
+    progress: ProgressMode = "auto"
+    save_every: int = 50
+
+
+def propagate_clip(
+    propagator: Propagator,
+    selection: FrameSelection,
+    masks: Mapping[int, NDArray[np.uint8]],
+    folder: ResultFolder,
+    options: ExportOptions,
+    *,
+    direction: Direction = "forward",
+) -> dict[str, Any]:
+    """Carry `masks` through the selected frames and write everything into `folder`.
+
+    An interrupted call leaves the masks so far and the tracker's state; calling it again with a folder that
+    was opened to resume goes on from there.
+
+    Args:
+        propagator: encoder and protocol.
+        selection: the frames.
+        masks: label maps [H, W] by place in the selection.
+        folder: where files go.
+        options: what is written.
+        direction: see `Propagator.propagate`.
+
+    Returns:
+        The content of `result.json`: settings, objects, timing, and the SHA-256 of each mask.
+    """
+    writer = MaskWriter(folder, selection, options.formats)
+    began = time.perf_counter()
+    done = 0
+    results = propagator.propagate(
+        selection, masks, direction=direction, spill=folder.path(_SPILL), spill_every=options.save_every
+    )
+    label = f"propagate {selection.reader.path.name}"
+    with Progress(len(selection), label, mode=options.progress) as progress:
+        for result in results:
+            writer.write(result.index, result.mask)
+            done += 1
+            progress.advance()
+    propagated_s = time.perf_counter() - began
+    writer.finish()
+    write_overlay(folder, selection, writer, options)
+    reader = selection.reader
+    report = {
+        "video": str(reader.path),
+        "size": list(reader.size),
+        "frames": len(selection),
+        "decoder": {"name": reader.decoder, "reason": reader.reason},
+        "bad_frames": reader.bad_frames,
+        "encoder": propagator.source,
+        "device": propagator.device,
+        "protocol": vars(propagator.protocol),
+        "objects": sorted({int(label) for mask in masks.values() for label in np.unique(mask) if label}),
+        "direction": direction,
+        "seconds": {
+            "propagate": round(propagated_s, 3),
+            "of which writing masks": round(writer.seconds, 3),
+            "all": round(time.perf_counter() - began, 3),
+        },
+        "frames_per_s": round(done / propagated_s, 3),
+        "sha256": {name: sha256(folder.root / name) for name in folder.made if name.startswith("masks/")},
+    }
+    write_json(folder.path("result.json"), report)
+    return report
+
+
+class MaskWriter:
+    """Writes the mask of each frame in every format asked for."""
+
+    def __init__(self, folder: ResultFolder, selection: FrameSelection, formats: tuple[Format, ...]) -> None:
+        names = selection.reader.names
+        self.names = [names[index] for index in selection.indices]
+        self._folder, self._formats = folder, formats
+        self._size = selection.reader.size
+        self._coco = (
+            CocoVideo(selection.reader.path.stem, self.names, selection.reader.size)
+            if "coco-video" in formats
+            else None
+        )
+        self.seconds = 0.0
+
+    def write(self, place: int, mask: NDArray[np.uint8]) -> None:
+        """Write the mask of the frame at `place` in the selection, [H, W] ids."""
+        began = time.perf_counter()
+        name = self.names[place]
+        write_mask(self._folder.path(f"masks/{name}.png"), mask)
+        if "binary" in self._formats:
+            for label in np.unique(mask[mask > 0]):
+                with atomic_path(self._folder.path(f"binary/{label}/{name}.png")) as temporary:
+                    Image.fromarray(((mask == label) * 255).astype(np.uint8)).save(temporary)
+        self.seconds += time.perf_counter() - began
+
+    def read(self, place: int) -> NDArray[np.uint8]:
+        """The mask written for the frame at `place`; empty for a frame that was not answered."""
+        path = self._folder.root / "masks" / f"{self.names[place]}.png"
+        return read_mask(path).ids if path.is_file() else np.zeros(self._size, np.uint8)
+
+    def finish(self) -> None:
+        """Write what needs every frame."""
+        if self._coco is not None:
+            for place in range(len(self.names)):
+                self._coco.add(place, self.read(place))
+            write_json(self._folder.path("coco_video.json"), self._coco.document())
+
+
+def write_overlay(
+    folder: ResultFolder, selection: FrameSelection, masks: MaskWriter, options: ExportOptions
+) -> None:
+    """Draw the written masks over the frames: `overlay.mp4` in the source's time, and `sheet.jpg`."""
+    colors = object_colors(options.colors)
+    shown = set(np.linspace(0, len(selection) - 1, min(_SHEET_PICTURES, len(selection))).round().astype(int))
+    sheet: list[NDArray[np.uint8]] = []
+    pictures = _draw_all(selection, masks, colors, options)
+    if options.overlay:
+        reader = selection.reader
+        pts_s = reader.pts_s[list(selection.indices)]
+        audio = reader.path if selection.indices.step == 1 and reader.decoder != "images" else None
+        target, aspect = folder.path("overlay.mp4"), reader.info.pixel_aspect
+        with VideoWriter(
+            target, size=reader.size, pts_s=pts_s, audio_from=audio, pixel_aspect=aspect
+        ) as writer:
+            for place, picture in enumerate(pictures):
+                writer.write(picture)
+                if place in shown:
+                    sheet.append(picture)
+    else:
+        opacity = options.opacity
+        sheet = [
+            draw_mask(selection[i], masks.read(i), colors=colors, opacity=opacity) for i in sorted(shown)
+        ]
+    with atomic_path(folder.path("sheet.jpg")) as temporary:
+        Image.fromarray(contact_sheet(sheet)).save(temporary, quality=90)
+
+
+def _draw_all(
+    selection: FrameSelection, masks: MaskWriter, colors: NDArray[np.uint8], options: ExportOptions
+) -> Iterator[NDArray[np.uint8]]:
+    with Progress(len(selection), "overlay", mode=options.progress) as progress:
+        for place, frame in enumerate(selection):
+            yield draw_mask(
+                frame,
+                masks.read(place),
+                colors=colors,
+                opacity=options.opacity,
+                contour=options.contour,
+            )
+            progress.advance()
