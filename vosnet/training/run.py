@@ -29,7 +29,6 @@ from vosnet.training.loop import Loop
 from vosnet.training.schedule import Schedule
 from vosnet.training.signals import StopRequest, stop_on_signals
 from vosnet.training.trainer import StepResult, Trainer
-from vosnet.training.validation import Validator, open_validator
 from vosnet.transforms import Crops
 
 
@@ -102,7 +101,6 @@ class _Run:
         self.checkpoints = CheckpointFolder(self.out / "checkpoints")
         self.journal: journals.Journal | None = None
         self.listed_bad = 0
-        self.saved_step = -1
         self.best = float("-inf")
         if resumed:
             run_folder.check_continuation(self.out, self.recipe)
@@ -113,7 +111,6 @@ class _Run:
         self.world.check_same("the list of videos", _fingerprint(self.stream))
         self._check_batch()
         trainer = self._build_trainer()
-        self.validator = self._open_validator()
         schedule = Schedule(self.recipe.schedule, self.stream.steps_per_epoch)
         checkpoint = self._find_checkpoint()
         if self.world.is_main:
@@ -126,7 +123,6 @@ class _Run:
         if checkpoint is not None:
             trainer.load(checkpoint.state["trainer"])
             loop.load(checkpoint.state["loop"])
-            self.saved_step = loop.step if self.resumed else -1
             self._say(f"continuing from {checkpoint.folder} at step {loop.step}")
         self._announce(loop)
         completed = self._loop(loop, schedule, stop, stack)
@@ -162,26 +158,15 @@ class _Run:
 
     def save(self, loop: Loop) -> None:
         """Hook: write a checkpoint."""
-        if not self.world.is_main or loop.step == self.saved_step:
+        if not self.world.is_main:
             return
-        self.saved_step = loop.step
         state = {"trainer": loop.trainer.state(), "loop": loop.state()}
         info = {"epoch": loop.schedule.epoch(loop.step), "elapsed_s": round(loop.elapsed_s(), 1)}
         self.checkpoints.save(loop.step, lambda path: self._write_model(path, loop), state, info)
 
     def validate(self, loop: Loop) -> None:
-        """Hook: measure J&F on the main rank; the other ranks wait at the next step's reduction."""
-        if self.validator is None or self.journal is None:
-            return
-        self.save(loop)
-        scores = self.validator.measure(self._last())
-        self.journal.row("val", loop.step, {"epoch": loop.schedule.epoch(loop.step), **scores})
-        score = scores["J&F"]
-        is_best = score > self.best
-        self._say(f"step {loop.step}: J&F {100 * score:.1f}" + (", the best so far" if is_best else ""))
-        if is_best:
-            self.best = score
-            self.checkpoints.mark_best(loop.step, {"J&F": score})
+        """Hook: without a validator, only say so."""
+        self._say(f"step {loop.step}: no validation, this version measures J&F with tools/evaluate.py")
 
     def diverged(self, loop: Loop, crops: Crops, result: StepResult) -> None:
         """Hook: write what is needed to find out why."""
@@ -213,11 +198,6 @@ class _Run:
         arguments = dict(self.recipe.objective)
         objective = build_objective(arguments.pop("name"), encoder, **arguments)
         return Trainer(objective, self.recipe, self.world)
-
-    def _open_validator(self) -> Validator | None:
-        if not self.world.is_main:
-            return None
-        return open_validator(self.recipe.validation, self.world.device, self._say)
 
     def _check_batch(self) -> None:
         settings, ranks = self.recipe.training, self.world.size

@@ -48,13 +48,12 @@ def claim_folder(folder: Path, resume: str, *, overwrite: bool) -> Literal["new"
         StorageError: the folder cannot be made.
     """
     files.make_folder(folder)
-    left = sorted(path.name for path in folder.iterdir() if not path.name.startswith(LOCK_NAME))
-    is_run = (folder / RESOLVED_NAME).is_file()
-    if is_run and overwrite:
+    if overwrite:
         remove_run(folder)
-        return "new"
+    left = sorted(path.name for path in folder.iterdir() if not path.name.startswith(LOCK_NAME))
     if not left:
         return "new"
+    is_run = (folder / RESOLVED_NAME).is_file()
     if is_run and resume == "auto":
         return "resume"
     if is_run:
