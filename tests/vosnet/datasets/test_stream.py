@@ -86,6 +86,16 @@ def test_decoding_small_keeps_the_stream_the_same_with_and_without_memory(videos
     assert all(same(kept.batch(step), fly.batch(step)) for step in range(3))
 
 
+@pytest.mark.skipif("VOSNET_DATA" not in os.environ, reason="VOSNET_DATA names no folder with real clips")
+def test_frames_of_a_real_video_are_the_same_by_random_access_and_decoded_whole() -> None:
+    sources = [VideoSource(root=os.environ["VOSNET_DATA"] + "/clips", pattern="davis_[bh]*")]
+    options: dict[str, Any] = {"sources": sources, "decode_short_side": 64, "frame_step": 2}
+    fly, kept = stream_of("", **options), stream_of("", **options, cache_mb=100)
+    assert fly.num_videos == kept.num_videos > 4
+    for step in (2, 0, 1):
+        assert same(fly.batch(step), kept.batch(step))
+
+
 def test_mixtures_repeat_sources_and_generated_clips_and_stills_take_part(
     videos: Path, tmp_path: Path
 ) -> None:
