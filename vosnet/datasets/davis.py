@@ -109,9 +109,9 @@ class DavisRoot:
         if len(found) == 1 or name in found:
             return sets / f"{name if name in found else found[0]}.txt"
         if found:
-            raise UsageError("E111", f"split {name!r} is found {len(found)} times", f"Name one of {found}.")
+            raise UsageError("E141", f"split {name!r} is found {len(found)} times", f"Name one of {found}.")
         raise UsageError(
-            "E111",
+            "E141",
             f"no split {name!r}: neither a file nor in {sets}",
             f"Known there: {', '.join(known) or 'none'}.",
         )

@@ -80,7 +80,7 @@ class YouTubeVosRoot:
         elif (base / split / "meta.json").is_file():
             base /= split
         elif base.name != split:
-            raise UsageError("E111", f"no split {split!r}: no such file, no meta.json in {base / split}")
+            raise UsageError("E141", f"no split {split!r}: no such file, no meta.json in {base / split}")
         if not (base / "meta.json").is_file():
             raise InputError("E230", f"no YouTube-VOS split at {base}: it has no meta.json")
         self.root = base

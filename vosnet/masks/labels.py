@@ -20,8 +20,11 @@ Mask = npt.NDArray[np.uint8]
 
 def areas(mask: npt.NDArray[Any]) -> dict[int, int]:
     """Pixels of each object id present in `mask` [H, W], background left out, ids ascending."""
-    counts = np.bincount(mask.ravel(), minlength=1)
-    return {int(index): int(counts[index]) for index in np.flatnonzero(counts) if index != 0}
+    # for bytes Pillow's histogram is several times faster than bincount, which first widens them to 64 bits
+    counts = (
+        Image.fromarray(mask).histogram() if mask.dtype == np.uint8 else np.bincount(mask.ravel()).tolist()
+    )
+    return {index: count for index, count in enumerate(counts) if index and count}
 
 
 def object_ids(mask: npt.NDArray[Any]) -> list[int]:

@@ -35,7 +35,7 @@ def test_davis_2016_pairs_become_sequences_in_order_and_once(root: Path) -> None
 def test_an_unknown_or_ambiguous_split_lists_what_there_is(root: Path) -> None:
     (root / "ImageSets/2016").mkdir()
     (root / "ImageSets/2016/val.txt").write_text("dog")
-    with pytest.raises(UsageError, match=r"E111 .*'tset'.*2016/val, 2017/val"):
+    with pytest.raises(UsageError, match=r"E141 .*'tset'.*2016/val, 2017/val"):
         DavisRoot(root).split("tset")
     with pytest.raises(UsageError, match="found 2 times"):
         DavisRoot(root).split("val")
