@@ -122,7 +122,8 @@ def test_youtube_vos_counts_an_object_from_its_first_frame_on(tmp_path: Path) ->
     assert scored.problems == ()
     assert [len(scored.stems[i]) for i in (1, 2)] == [6, 4]
     assert scored.stems[2][0] == "00010"
-    assert [s.region.mean() for s in scored.scores.values()] == [1, 1]
+    assert [s.region.tolist() for s in scored.scores.values()] == [[1] * 6, [1] * 4]
+    assert [s.boundary.tolist() for s in scored.scores.values()] == [[1] * 6, [1] * 4]
 
 
 def test_youtube_vos_without_all_annotations_cannot_be_scored(tmp_path: Path) -> None:
