@@ -1,34 +1,18 @@
-"""Memory that nobody wrote holds NaN here, so a kernel that forgets a cell cannot pass by luck."""
+"""What the tests of all kernels share: devices, poisoned memory, Triton's interpreter."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.support.interpreter import Interpreter
-
-NAN_FACTORIES = ("empty", "empty_like", "empty_strided")
-NAN_METHODS = ("new_empty", "new_empty_strided")
-
-
-def poisoned(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def make(*args: object, **kwargs: object) -> Tensor:
-        tensor = factory(*args, **kwargs)
-        if tensor.is_floating_point() and not tensor.is_meta and type(tensor) is Tensor:
-            tensor.fill_(float("nan"))
-        return tensor
-
-    return make
+from tests.support.poison import poison_empty
 
 
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.empty and its kin return NaN instead of whatever was there before."""
-    for name in NAN_FACTORIES:
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
-    for name in NAN_METHODS:
-        monkeypatch.setattr(Tensor, name, poisoned(getattr(Tensor, name)))
+    poison_empty(monkeypatch.setattr)
 
 
 @pytest.fixture(

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tests.support.poison import poison_empty
+
 
 class Interpreter:
     """A worker process in which every @triton.jit function is interpreted by numpy.
@@ -35,6 +37,7 @@ class Interpreter:
 def _become_interpreter() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
+    poison_empty(setattr)
     _teach_bfloat16_dot()
 
 

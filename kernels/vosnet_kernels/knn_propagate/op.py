@@ -7,6 +7,7 @@ from vosnet_kernels.backends import Backend, cpu_backend, cuda_backend, log_choi
 from vosnet_kernels.checks import check_tensors
 from vosnet_kernels.knn_propagate.cpu import knn_propagate_tiled
 from vosnet_kernels.knn_propagate.native import knn_propagate_native
+from vosnet_kernels.precision import full_float32
 
 SHAPES = ("square", "disc")
 TRITON_MAX_K = 32  # neighbours and value channels that one warp holds in registers
@@ -144,7 +145,7 @@ def _tiled(
     shape: str,
     global_frames: int,
 ) -> Tensor:
-    with torch.autocast(query.device.type, enabled=False):  # it would round the scores to half precision
+    with full_float32(query.device.type):  # scores rounded to half precision choose other neighbours
         return knn_propagate_tiled(
             query,
             memory,

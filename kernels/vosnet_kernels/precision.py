@@ -1,0 +1,53 @@
+"""float32 matmuls that are float32: global speed settings and autocast must not reach into an op."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+_lock = threading.Lock()
+_inside = 0
+_saved: dict[str, str] = {}
+
+
+@contextmanager
+def full_float32(device_type: str) -> Iterator[None]:
+    """Within the context, torch multiplies float32 as float32 on `device_type`.
+
+    `torch.autocast` and `torch.set_float32_matmul_precision` would round the products of an op to 8 or 11
+    bits where the processor is quicker with those. The latter is one setting for all threads, so the first
+    thread to enter saves it and the last one to leave puts it back.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device_type, enabled=False))
+        _enter()
+        stack.callback(_leave)
+        yield
+
+
+def _enter() -> None:
+    global _inside  # noqa: PLW0603 - counts the threads that are inside
+    with _lock:
+        if _inside == 0:
+            _saved.update(
+                cuda=torch.backends.cuda.matmul.fp32_precision,
+                cpu=torch.backends.mkldnn.matmul.fp32_precision,
+            )
+            _set("ieee", "ieee")
+        _inside += 1
+
+
+def _leave() -> None:
+    global _inside  # noqa: PLW0603 - counts the threads that are inside
+    with _lock:
+        _inside -= 1
+        if _inside == 0:
+            _set(_saved["cuda"], _saved["cpu"])
+
+
+def _set(cuda: str, cpu: str) -> None:
+    if torch.backends.cuda.matmul.fp32_precision != cuda:
+        torch.backends.cuda.matmul.fp32_precision = cuda
+    if torch.backends.mkldnn.matmul.fp32_precision != cpu:
+        torch.backends.mkldnn.matmul.fp32_precision = cpu
