@@ -3,12 +3,13 @@
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
 _lock = threading.Lock()
 _inside = 0
-_saved: dict[str, str] = {}
+_saved: list[str] = []
 
 
 @contextmanager
@@ -30,11 +31,8 @@ def _enter() -> None:
     global _inside  # noqa: PLW0603 - counts the threads that are inside
     with _lock:
         if _inside == 0:
-            _saved.update(
-                cuda=torch.backends.cuda.matmul.fp32_precision,
-                cpu=torch.backends.mkldnn.matmul.fp32_precision,
-            )
-            _set("ieee", "ieee")
+            _saved[:] = [matmul.fp32_precision for matmul in _matmul_settings()]
+            _set(["ieee", "ieee"])
         _inside += 1
 
 
@@ -43,11 +41,14 @@ def _leave() -> None:
     with _lock:
         _inside -= 1
         if _inside == 0:
-            _set(_saved["cuda"], _saved["cpu"])
+            _set(_saved)
 
 
-def _set(cuda: str, cpu: str) -> None:
-    if torch.backends.cuda.matmul.fp32_precision != cuda:
-        torch.backends.cuda.matmul.fp32_precision = cuda
-    if torch.backends.mkldnn.matmul.fp32_precision != cpu:
-        torch.backends.mkldnn.matmul.fp32_precision = cpu
+def _set(precisions: list[str]) -> None:
+    for matmul, precision in zip(_matmul_settings(), precisions, strict=True):
+        if matmul.fp32_precision != precision:
+            matmul.fp32_precision = precision
+
+
+def _matmul_settings() -> tuple[Any, Any]:
+    return torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
