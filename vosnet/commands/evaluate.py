@@ -188,10 +188,19 @@ def _result_folder(
     existing: Literal["refuse", "resume", "overwrite"]
     existing = "overwrite" if options.overwrite else "resume" if options.resume else "refuse"
     folder = ResultFolder(out, settings, existing=existing) if ranks.is_main else None
+    if folder is not None:
+        for name in _report_names(benchmark):
+            folder.path(name)
+            folder.forget(name)  # should this run fail, old numbers must not stand beside new masks
     ranks.wait()
     folder = folder or ResultFolder(out, settings, existing="resume")
     ranks.wait()  # nobody writes before everybody has removed stale temporaries
     return folder
+
+
+def _report_names(benchmark: Benchmark) -> list[str]:
+    tables = [f"{kind}_results-{benchmark.split}.csv" for kind in ("global", "per-sequence")]
+    return ["evaluation.json", "evaluation_worst.png", *tables]
 
 
 def _score(options: argparse.Namespace, benchmark: Benchmark, results: Path) -> list[SequenceResult]:
@@ -231,8 +240,8 @@ def _report(
         write_csv(csv, benchmark.split, evaluation)
     stem = json_file.stem if json_file and not options.out else "evaluation"
     picture = options.picture or (beside / f"{stem}_worst.png" if beside else None)
-    if picture:
-        frames = worst_frames(scored)
+    frames = worst_frames(scored)
+    if picture and frames:
         files = {(f.sequence, f.stem): benchmark.pictures(f.sequence, f.stem, results) for f in frames}
         write_worst_frames(picture, frames, files)
         _say(options, f"worst frames (true outlines white, predicted colored): {picture}")

@@ -105,8 +105,12 @@ def youtube_vos_task(video: Video, results: Path, *, allow_missing: bool = False
 
 
 def score_sequence(task: ScoringTask) -> SequenceResult:
-    """Check every frame of a result and score it; problems are collected, not raised."""
-    if not task.results.is_dir():
+    """Check every frame of a result and score it; problems are collected, not raised.
+
+    Differs: the official DAVIS tool never looks at the first and the last frame, which do not count; here
+    they must be there and be right, because a result without them is not complete.
+    """
+    if not task.results.is_dir() and not task.allow_missing:
         return SequenceResult(task.name, (f"{task.name}: no folder {task.results}",))
     problems, missing = _check_names(task)
     wrong: dict[str, list[str]] = {}
@@ -129,9 +133,8 @@ def score_sequence(task: ScoringTask) -> SequenceResult:
 
 def _check_names(task: ScoringTask) -> tuple[list[str], list[str]]:
     """Problems with the set of files, and the stems that are missing."""
-    files = [
-        path for path in task.results.iterdir() if not path.name.startswith(".") and path.name not in _JUNK
-    ]
+    listing = task.results.iterdir() if task.results.is_dir() else ()
+    files = [path for path in listing if not path.name.startswith(".") and path.name not in _JUNK]
     have = {path.stem for path in files if path.suffix == ".png" and path.is_file()}
     odd = [path.name for path in files if path.suffix != ".png" or not path.is_file()]
     extra = [f"{stem}.png" for stem in have - task.allowed]

@@ -84,15 +84,16 @@ def test_f28_an_existing_result_is_refused_resumed_or_overwritten(
     assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_one_broken_sequence_leaves_the_others_done_and_gives_no_number(
-    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_one_broken_sequence_leaves_the_others_done_and_no_number_not_even_an_old_one(
+    davis: Path, result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(davis, tmp_path / "davis")
     davis = tmp_path / "davis"
     for frame in (davis / "JPEGImages/480p/bee").iterdir():
         frame.write_bytes(b"no picture")
     out = tmp_path / "out"
-    assert run(main, arguments(davis, out)) == 3
+    shutil.copytree(result, out)
+    assert run(main, arguments(davis, out, "--overwrite")) == 3
     captured = capsys.readouterr()
     assert "1 of 2 sequences failed" in captured.err
     assert "bee:" in captured.err

@@ -58,6 +58,7 @@ def test_f42_every_problem_is_listed_at_once(result: Path) -> None:
 def test_f42_a_missing_folder_is_a_problem(result: Path) -> None:
     (result / "dog").rename(result / "cat")
     assert "no folder" in score(result).problems[0]
+    assert score(result, allow_missing=True).scores[1].region.tolist() == [0, 0, 0, 0]
 
 
 def test_f42_missing_frames_count_as_zero_only_when_allowed(result: Path) -> None:
