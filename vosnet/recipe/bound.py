@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+from torch import nn
+
+from vosnet.datasets.frames import FrameStore
+from vosnet.datasets.index import VideoEntry
 from vosnet.datasets.stream import ClipStream, build_stream
+from vosnet.errors import UsageError
 from vosnet.objectives import OBJECTIVES
 from vosnet.recipe.problems import suggest
 from vosnet.recipe.schema import Recipe, Section
@@ -32,14 +37,21 @@ def objective_section(section: Mapping[str, Any], findings: Findings) -> dict[st
         findings.add(("objective", "name") if name is not None else ("objective",), f"{what}; {hint}")
         return dict(section)
     checked = findings.validate(section_of(OBJECTIVES[name]), arguments, ("objective",))
-    return dict(section) if checked is None else {"name": name, **checked.model_dump()}
+    if checked is None:
+        return dict(section)
+    _try(lambda: OBJECTIVES[name](_Features(), **checked.model_dump()), "objective", arguments, findings)
+    return {"name": name, **checked.model_dump()}
 
 
 def data_section(section: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
     """The keyword arguments of `build_stream` without seed and batch size, defaults filled in."""
     model = section_of(build_stream, ("seed", "batch_size"))
     checked = findings.validate(model, dict(section), ("data",))
-    return dict(section) if checked is None else checked.model_dump()
+    if checked is None:
+        return dict(section)
+    _try(lambda: _dry_stream(checked), "data", section, findings)
+    values: dict[str, Any] = checked.model_dump()
+    return values
 
 
 def open_stream(recipe: Recipe) -> ClipStream:
@@ -51,3 +63,30 @@ def open_stream(recipe: Recipe) -> ClipStream:
     arguments = section_of(build_stream, ("seed", "batch_size")).model_validate(recipe.data)
     values = {name: getattr(arguments, name) for name in type(arguments).model_fields}
     return build_stream(seed=recipe.seed, batch_size=recipe.training.batch_size, **values)
+
+
+class _Features(nn.Module):
+    """Stands for an encoder while an objective's arguments are tried out."""
+
+    feature_dim = 8
+
+
+def _dry_stream(section: Section) -> ClipStream:
+    """A stream over a video that is never opened, so that wrong sizes are found before any data is."""
+    values = {name: getattr(section, name) for name in type(section).model_fields}
+    values.pop("sources")
+    step, _, budget = (values.pop(name) for name in ("frame_step", "decode_short_side", "cache_mb"))
+    entry = VideoEntry("any", "", 1_000_000 * step, (4096, 4096), generator_seed=0)
+    return ClipStream(
+        [entry], seed=0, batch_size=1, store=FrameStore(frame_step=step, budget_bytes=budget), **values
+    )
+
+
+def _try(build: Callable[[], object], section: str, keys: Iterable[str], findings: Findings) -> None:
+    """Note what a constructor says about its arguments, at the line of the argument it names first."""
+    try:
+        build()
+    except (ValueError, UsageError) as error:
+        message = error.message if isinstance(error, UsageError) else str(error)
+        named = next((key for key in keys if message.startswith(key)), None)
+        findings.add((section,) if named is None else (section, named), f"{section}.{message}")

@@ -155,7 +155,8 @@ def _explain(details: ErrorDetails, where: KeyPath, model: type[BaseModel], skip
         return f"{name}: {message}" if name else message
     if details["type"].startswith("bool") and isinstance(value, str):
         return f"{name}: write true or false, not {value}"
-    message = details["msg"].replace("Input should be", "must be").replace("valid ", "")
+    message = details["msg"].replace("Input should be", "must be")
+    message = message.replace("a valid integer", "a whole number").replace("a valid ", "a ")
     return f"{name} {message}, got {_shown(value)}"
 
 

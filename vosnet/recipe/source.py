@@ -183,7 +183,7 @@ class _Builder:
         if _LEADING_ZERO.fullmatch(text):
             plain = text.replace("_", "").lstrip("+-0") or "0"
             self.complain(node, f"{text} starts with a zero, which YAML reads as octal; write {plain}")
-            return None
+            return int(plain)  # what is meant, so that this stays the only finding
         return scalar(text)
 
     def complain(self, node: yaml.Node, message: str) -> None:

@@ -43,7 +43,8 @@ def draw_curves(folder: Path, say: Callable[[str], None]) -> Path | None:
     curves = _curves(rows)
     columns = 3
     lines = -(-len(curves) // columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * lines), layout="constrained")
+    figure = Figure(figsize=(4 * columns, 2.6 * lines))
+    figure.subplots_adjust(0.06, 0.12 / lines + 0.02, 0.98, 1 - 0.1 / lines, 0.25, 0.5)
     FigureCanvasAgg(figure)
     for index, (name, (steps, values)) in enumerate(curves.items()):
         axes = figure.add_subplot(lines, columns, index + 1)

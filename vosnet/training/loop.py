@@ -14,7 +14,7 @@ import torch
 from vosnet.errors import DivergedError, OutOfMemoryError
 from vosnet.progress import Progress
 from vosnet.recipe import Recipe
-from vosnet.training.distributed import World
+from vosnet.training.distributed import World, lost_rank_is_an_error
 from vosnet.training.guard import DivergenceGuard
 from vosnet.training.journal import Journal
 from vosnet.training.schedule import Schedule
@@ -93,6 +93,7 @@ class Loop:
         self._row_at = (0, 0.0, 0.0)  # step, seconds and waiting time at the last row
         self._saved_at_s = 0.0
         self._checked = 0
+        self._validated_at = -1
 
     def state(self) -> dict[str, Any]:
         """Plain values from which `load` continues; `seconds` is the time the schedule has used up."""
@@ -130,7 +131,7 @@ class Loop:
             stopped = self._one_step(self._next(batches), stop)
             self._after_step(progress)
         if not stopped:
-            self._validate_if_new()
+            self._validate()
         self.hooks.save(self)
         return not stopped
 
@@ -143,7 +144,7 @@ class Loop:
     def _one_step(self, crops: Crops, stop: StopRequest) -> bool:
         """One step that all ranks take or skip together; whether a stop was asked of any rank."""
         lr = self.recipe.optimizer.lr * self.schedule.factor(self.step, self.seconds)
-        with _memory_errors_explained(self.trainer):
+        with _memory_errors_explained(self.trainer), lost_rank_is_an_error():
             result = self.trainer.compute(assemble_clip(crops, self.world.device), lr)
         own = [float(not result.finite), float(bool(stop)), self.elapsed_s() * self.world.is_main]
         bad, stopped, self.seconds, loss, *terms = self.world.sum([*own, result.loss, *result.terms.values()])
@@ -172,7 +173,7 @@ class Loop:
             self.hooks.save(self)
             self._saved_at_s = self.seconds
         if self._is_validation_time():
-            self.hooks.validate(self)
+            self._validate()
 
     def _row(self, progress: Progress) -> None:
         step, seconds, waited = self._row_at
@@ -213,8 +214,10 @@ class Loop:
         is_time, self._checked = due > self._checked, max(due, self._checked)
         return is_time
 
-    def _validate_if_new(self) -> None:
-        if self.recipe.validation is not None:
+    def _validate(self) -> None:
+        """Validate once per step, however many reasons there are: the interval, and the end of the run."""
+        if self.recipe.validation is not None and self.step != self._validated_at:
+            self._validated_at = self.step
             self.hooks.validate(self)
 
 

@@ -13,7 +13,7 @@ import torch
 from vosnet import files
 from vosnet.datasets.prefetch import prefetched
 from vosnet.datasets.stream import ClipStream
-from vosnet.errors import UsageError
+from vosnet.errors import InputError, UsageError
 from vosnet.models import Encoder, build_encoder, save_encoder
 from vosnet.objectives import build_objective
 from vosnet.progress import Progress, ProgressMode
@@ -29,7 +29,14 @@ from vosnet.training.loop import Loop
 from vosnet.training.schedule import Schedule
 from vosnet.training.signals import StopRequest, stop_on_signals
 from vosnet.training.trainer import StepResult, Trainer
+from vosnet.training.validation import Validator, open_validator
 from vosnet.transforms import Crops
+
+MISSING_DATA = {"E220", "E221", "E222"}
+WITHOUT_DATA = """
+  where it is: data.sources.0.root=FOLDER on the command line, or `root` in the recipe
+  your own clips instead: python tools/train.py recipes/dul_clips.yaml data.sources.0.root=FOLDER
+  no data at all: python tools/train.py recipes/demo.yaml"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +108,18 @@ class _Run:
         self.checkpoints = CheckpointFolder(self.out / "checkpoints")
         self.journal: journals.Journal | None = None
         self.listed_bad = 0
+        self.saved_step = -1
         self.best = float("-inf")
         if resumed:
             run_folder.check_continuation(self.out, self.recipe)
 
     def execute(self, stop: StopRequest, stack: contextlib.ExitStack) -> RunResult:
         _set_determinism(self.recipe)
-        self.stream = open_stream(self.recipe)
+        self.stream = _open_stream(self.recipe)
         self.world.check_same("the list of videos", _fingerprint(self.stream))
         self._check_batch()
         trainer = self._build_trainer()
+        self.validator = self._open_validator()
         schedule = Schedule(self.recipe.schedule, self.stream.steps_per_epoch)
         checkpoint = self._find_checkpoint()
         if self.world.is_main:
@@ -123,6 +132,7 @@ class _Run:
         if checkpoint is not None:
             trainer.load(checkpoint.state["trainer"])
             loop.load(checkpoint.state["loop"])
+            self.saved_step = loop.step if self.resumed else -1
             self._say(f"continuing from {checkpoint.folder} at step {loop.step}")
         self._announce(loop)
         completed = self._loop(loop, schedule, stop, stack)
@@ -158,15 +168,26 @@ class _Run:
 
     def save(self, loop: Loop) -> None:
         """Hook: write a checkpoint."""
-        if not self.world.is_main:
+        if not self.world.is_main or loop.step == self.saved_step:
             return
+        self.saved_step = loop.step
         state = {"trainer": loop.trainer.state(), "loop": loop.state()}
         info = {"epoch": loop.schedule.epoch(loop.step), "elapsed_s": round(loop.elapsed_s(), 1)}
         self.checkpoints.save(loop.step, lambda path: self._write_model(path, loop), state, info)
 
     def validate(self, loop: Loop) -> None:
-        """Hook: without a validator, only say so."""
-        self._say(f"step {loop.step}: no validation, this version measures J&F with tools/evaluate.py")
+        """Hook: measure J&F on the main rank; the other ranks wait at the next step's reduction."""
+        if self.validator is None or self.journal is None:
+            return
+        self.save(loop)
+        scores = self.validator.measure(self._last())
+        self.journal.row("val", loop.step, {"epoch": loop.schedule.epoch(loop.step), **scores})
+        score = scores["J&F"]
+        is_best = score > self.best
+        self._say(f"step {loop.step}: J&F {100 * score:.1f}" + (", the best so far" if is_best else ""))
+        if is_best:
+            self.best = score
+            self.checkpoints.mark_best(loop.step, {"J&F": score})
 
     def diverged(self, loop: Loop, crops: Crops, result: StepResult) -> None:
         """Hook: write what is needed to find out why."""
@@ -199,6 +220,11 @@ class _Run:
         objective = build_objective(arguments.pop("name"), encoder, **arguments)
         return Trainer(objective, self.recipe, self.world)
 
+    def _open_validator(self) -> Validator | None:
+        if not self.world.is_main:
+            return None
+        return open_validator(self.recipe.validation, self.world.device, self._say)
+
     def _check_batch(self) -> None:
         settings, ranks = self.recipe.training, self.world.size
         if settings.batch_size % (settings.accumulate * ranks):
@@ -225,11 +251,10 @@ class _Run:
         return load_checkpoint(start)
 
     def _prepare_folder(self, checkpoint: Checkpoint | None) -> None:
-        files.remove_stale_temporaries(self.out)
-        files.make_folder(self.checkpoints.folder)
         device, ranks = str(self.world.device), self.world.size
         environment = run_folder.describe_environment(list(self.options.argv), device, ranks)
         run_folder.write_start(self.out, self.loaded, environment)
+        files.make_folder(self.checkpoints.folder)
         if self.resumed:
             journals.forget_rows_after(self.out, checkpoint.state["loop"]["step"] if checkpoint else 0)
             self.best = self.checkpoints.best_score()
@@ -273,6 +298,16 @@ class _Run:
             print(message, file=sys.stderr, flush=True)
             if self.journal is not None:
                 self.journal.note(message)
+
+
+def _open_stream(recipe: Recipe) -> ClipStream:
+    """The recipe's clips; when the data is not there, the error also says what to run instead."""
+    try:
+        return open_stream(recipe)
+    except InputError as error:
+        if error.code not in MISSING_DATA:
+            raise
+        raise InputError(error.code, f"{error.message}. {error.hint}", WITHOUT_DATA) from error
 
 
 def _set_determinism(recipe: Recipe) -> None:

@@ -48,12 +48,14 @@ def claim_folder(folder: Path, resume: str, *, overwrite: bool) -> Literal["new"
         StorageError: the folder cannot be made.
     """
     files.make_folder(folder)
-    if overwrite:
-        remove_run(folder)
+    files.remove_stale_temporaries(folder)
     left = sorted(path.name for path in folder.iterdir() if not path.name.startswith(LOCK_NAME))
+    is_run = (folder / RESOLVED_NAME).is_file()
+    if is_run and overwrite:
+        remove_run(folder)
+        return "new"
     if not left:
         return "new"
-    is_run = (folder / RESOLVED_NAME).is_file()
     if is_run and resume == "auto":
         return "resume"
     if is_run:
@@ -74,9 +76,10 @@ def remove_run(folder: Path) -> None:
 
 def write_start(folder: Path, loaded: LoadedRecipe, environment: dict[str, Any]) -> None:
     """Write the recipe as given, the resolved one, and what it runs on."""
+    # The resolved recipe comes first: it marks the folder as a run, which a killed start may be continued in.
+    files.write_bytes(folder / RESOLVED_NAME, resolved_text(loaded.recipe).encode())
     files.write_bytes(folder / SOURCE_NAME, loaded.source.encode())
     files.write_json(folder / ENV_NAME, environment)
-    files.write_bytes(folder / RESOLVED_NAME, resolved_text(loaded.recipe).encode())
 
 
 def check_continuation(folder: Path, recipe: Recipe) -> None:

@@ -1,0 +1,119 @@
+"""Every recipe of the project can be read, has its header, and trains one step at toy size."""
+
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from vosnet.commands.recipes import recipe_folder
+from vosnet.recipe import load_recipe
+from vosnet.training.journal import read_rows
+from vosnet.training.run import RunOptions, train
+
+RECIPES = sorted(recipe_folder().glob("*.yaml"))
+TOY = [
+    "data.sources=[{layout: generated, count: 2, num_frames: 10, size: [48, 64]}]",
+    "data.crop_size=32",
+    "data.short_side=[32, 49]",
+    "data.cache_mb=10",
+    "encoder.layer=layer2",
+    "objective.grid_size=2",
+    "objective.cross_view_grid_size=2",
+    "training.batch_size=2",
+    "training.workers=0",
+    "training.log_steps=1",
+    "validation=null",
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_the_promised_recipes_exist() -> None:
+    names = {path.stem for path in RECIPES}
+    assert {
+        "dul_ytvos",
+        "dul_oxuva",
+        "dul_trackingnet",
+        "dul_kinetics",
+        "dul_clips",
+        "dul_cpu",
+        "demo",
+    } <= names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_is_how_to_run_it_and_what_was_measured(path: Path) -> None:
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"python tools/train.py recipes/{path.name}" in line for line in header)
+    assert any(line.startswith("# Published:") for line in header)
+    assert any(line.startswith("# Measured here:") for line in header)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains_one_step_at_toy_size(path: Path, tmp_path: Path) -> None:
+    original = load_recipe(path).recipe
+    schedule = original.schedule.model_dump(exclude={"epochs", "steps", "minutes"}, exclude_none=True)
+    overrides = [*TOY, f"schedule={ {**schedule, 'steps': 1} }"]
+    loaded = load_recipe(path, overrides)
+    assert loaded.recipe.optimizer == original.optimizer
+    with mock.patch("vosnet.training.run.draw_curves"):
+        result = train(loaded, RunOptions(tmp_path / "run", device="cpu", progress="quiet"))
+    assert (result.step, result.completed) == (1, True)
+    (row,) = read_rows(tmp_path / "run")
+    assert row["loss"] > 0
+    assert row["skipped_steps"] == 0
+
+
+# Appendix of Araslanov et al. 2021 and the configuration files of their code.
+CONSTANTS = {
+    "dul_ytvos": ("adam", 1e-4, 500, 100, 0.5, 2, "permuted", (256, 320), True, 10),
+    "dul_oxuva": ("adam", 1e-4, 500, 100, 0.5, 10, "permuted", (256, 320), True, 10),
+    "dul_trackingnet": ("sgd", 1e-3, 250, 20, 0.9, 10, "permuted", (256, 257), False, 2),
+    "dul_kinetics": ("sgd", 1e-3, 80, 20, 0.5, 10, "kept", (256, 257), False, 2),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_the_papers_recipes_hold_its_constants(name: str) -> None:
+    recipe = load_recipe(recipe_folder() / f"{name}.yaml").recipe
+    kind, lr, epochs, step, gamma, gap, order, short_side, random_crop, every = CONSTANTS[name]
+    assert (recipe.optimizer.name, recipe.optimizer.lr) == (kind, lr)
+    assert (recipe.schedule.epochs, recipe.schedule.step_epochs, recipe.schedule.gamma) == (
+        epochs,
+        step,
+        gamma,
+    )
+    assert (recipe.data["frame_gap"], recipe.data["order"], recipe.data["random_crop"]) == (
+        gap,
+        order,
+        random_crop,
+    )
+    assert tuple(recipe.data["short_side"]) == short_side
+    assert (recipe.data["clip_len"], recipe.data["crop_size"], recipe.data["zoom"]) == (5, 256, (0.5, 1.0))
+    assert recipe.validation is not None
+    assert recipe.validation.every_epochs == every
+    assert (recipe.training.batch_size, recipe.seed, recipe.training.precision) == (16, 32, "float32")
+    assert (recipe.encoder.layer, recipe.encoder.output_stride, recipe.encoder.padding) == (
+        "layer4",
+        8,
+        "zeros",
+    )
+    assert recipe.objective == {
+        "name": "dense_correspondence",
+        "hidden_dim": 512,
+        "embedding_dim": 128,
+        "grid_size": 8,
+        "cross_view_grid_size": 4,
+        "temperature": 0.05,
+        "cross_view_weight": 0.1,
+        "regularizing_norm": "train",
+        "chunk_size": recipe.objective["chunk_size"],
+    }
+    optimizer = recipe.optimizer
+    assert (optimizer.weight_decay, optimizer.bias_lr_factor) == (5e-4, 2)
+    assert (optimizer.decay_bias, optimizer.decay_norm) == (False, True)
+    assert optimizer.momentum == 0.9 if kind == "sgd" else optimizer.betas == (0.5, 0.999)
