@@ -55,15 +55,17 @@ class PyavDecoder:
         self._warn = warn
         self._errors = 0
         self._careful = False
+        self._key: int | None = None  # time stamp of the key frame that the stream was last sent to
         self._open()
 
     def frame(self, index: int) -> Frame | None:
         """Frame `index`, or None when it cannot be decoded."""
-        if self._place > index or self._jump_pays(index):
+        if self._place > index or self._jump_pays(index) or self._needs_fresh_start(index):
             self._seek(index)
         found = self._advance(index)
-        if self._errors and not self._careful:
-            # Frame threads lose good frames around a damaged one, and which ones depends on timing.
+        if (self._errors or found is None) and not self._careful:
+            # Frame threads lose good frames around a damaged one, not always with an error, and which ones
+            # depends on timing.
             self._careful = True
             self._seek(index)
             found = self._advance(index)
@@ -87,8 +89,20 @@ class PyavDecoder:
     def _jump_pays(self, index: int) -> bool:
         if not self._index.seekable or index - self._place <= _SKIP_AHEAD:
             return False
-        key = self._index.key_before(int(self._index.pts[index]))
+        key = self._key_of(index)
         return key is not None and key > int(self._index.pts[self._place])
+
+    def _needs_fresh_start(self, index: int) -> bool:
+        """In a damaged file every group of pictures is decoded from its own key frame.
+
+        What the decoder makes up for lost parts depends on the frames before, so on the order of access.
+        """
+        return self._careful and self._key != self._key_of(index)
+
+    def _key_of(self, index: int, skip: int = 0) -> int | None:
+        return (
+            self._index.key_before(int(self._index.pts[index]), skip=skip) if self._index.seekable else None
+        )
 
     def _advance(self, index: int) -> av.VideoFrame | None:
         """Decode up to frame `index`. `_place` is the lowest index that the stream can still give."""
@@ -131,8 +145,7 @@ class PyavDecoder:
 
         if self._careful and self._stream.codec_context.thread_count != 1:
             self._restart()
-        pts = int(self._index.pts[index])
-        key = self._index.key_before(pts, skip=skip) if self._index.seekable else None
+        key = self._key = self._key_of(index, skip)
         if key is None:
             self._restart()
             return
@@ -167,14 +180,18 @@ class PyavDecoder:
                 continue
             for frame in frames:
                 assert isinstance(frame, av.VideoFrame)
-                place = (
-                    self._order.get(frame.pts if frame.pts is not None else -1)
-                    if self._index.seekable
-                    else count
-                )
+                place = self._place_of(frame, count)
                 count += 1
-                if place is not None and place < len(self._index.pts) and not frame.is_corrupt:
+                if frame.is_corrupt:
+                    self._errors += 1
+                elif place is not None:
                     yield place, frame
+
+    def _place_of(self, frame: av.VideoFrame, count: int) -> int | None:
+        """Index of a decoded frame, None for one that an edit list hides or that is beyond the index."""
+        if self._index.seekable:
+            return None if frame.pts is None else self._order.get(frame.pts)
+        return count if count < len(self._index.pts) else None
 
     def _convert(self, frame: av.VideoFrame) -> Frame:
         height, width = self._stored

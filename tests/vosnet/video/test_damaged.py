@@ -120,6 +120,22 @@ def test_f07_damage_looks_the_same_in_every_order_of_access(damaged: Path) -> No
     assert backward.bad_frames == forward.bad_frames
 
 
+@pytest.mark.parametrize("part", [0.5, 0.55, 0.6, 0.7])
+def test_f07_decoder_threads_lose_no_frame_beside_a_damaged_one(part: float, tmp_path: Path) -> None:
+    whole = clip(tmp_path / "whole.mp4", faststart=True)
+    for path in (
+        truncate(whole, tmp_path / "cut.mp4", part),
+        corrupt(whole, tmp_path / "hit.mp4", part, 300),
+    ):
+        one = VideoReader(path, decoder="pyav", threads=1)
+        frames = list(one)
+        many = VideoReader(path, decoder="pyav", threads=4)
+        assert all(np.array_equal(a, b) for a, b in zip(many, frames, strict=True))
+        back = VideoReader(path, decoder="pyav", threads=4)
+        assert all(np.array_equal(back[i], frames[i]) for i in reversed(range(len(frames))))
+        assert one.bad_frames == many.bad_frames == back.bad_frames
+
+
 def test_f07_hold_repeats_the_last_good_frame_and_stop_raises(tmp_path: Path) -> None:
     path = truncate(clip(tmp_path / "whole.mp4", faststart=True), tmp_path / "clip.mp4", 0.6)
     reader = open_video(path)
