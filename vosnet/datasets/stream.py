@@ -27,7 +27,7 @@ _ATTEMPTS = 20
 
 
 class ClipStream:
-    """Batches of clips, one clip per video and epoch (FACTS of Araslanov et al. 2021, supplement B).
+    """Batches of clips, one clip per video and epoch, as in supplement B of Araslanov et al. 2021.
 
     A video that cannot be read is replaced by another one that is drawn from (seed, epoch, sample, attempt):
     the replacement is the same after a resume and on every rank.
