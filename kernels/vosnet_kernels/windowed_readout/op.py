@@ -138,7 +138,7 @@ def _differentiate(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | N
     query, memory, value, out, lse = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
     # d_logits = weights * (<grad, value> - delta): the softmax's own share, and that of its normalizer.
-    delta = (grad.to(lse.dtype) * out).sum(dim=1) - grad_lse
+    delta = (grad.to(lse.dtype) * out).sum(dim=1, dtype=lse.dtype) - grad_lse
     gradients = _backward(grad, query, memory, value, lse, delta, ctx.radius, ctx.temperature, needs)
     return *(each if needed else None for each, needed in zip(gradients, needs)), None, None, None
 
