@@ -1,6 +1,6 @@
 """Compile every Triton kernel for GPUs that need not be there, and say what the compilers made of it.
 
-    python -m vosnet_kernels.aot [--target sm_80 --target sm_90 --target gfx942] [--match TEXT] [--json FILE]
+    python -m vosnet_kernels.aot [--target sm_80 --target sm_90 --target gfx942] [--match REGEX] [--json FILE]
 
 Prints registers, spills, shared memory and matrix instructions per kernel. Exits 1 if anything spills registers,
 needs more shared memory than the target has, or multiplies matrices without its matrix units.
@@ -12,16 +12,19 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-MODULES = ("vosnet_kernels.windowed_readout.readout_triton",)
+MODULES = ("vosnet_kernels.windowed_readout.launch_triton",)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,15 @@ def compile_case(case: AotCase, name: str) -> Report:
     if case.matmuls and not matrix_instructions:
         problems.append("no matrix instructions")
     return Report(
-        name, case.name, registers, spills, shared, matrix_instructions, case.num_warps, case.num_stages, problems
+        name,
+        case.name,
+        registers,
+        spills,
+        shared,
+        matrix_instructions,
+        case.num_warps,
+        case.num_stages,
+        problems,
     )
 
 
@@ -142,7 +153,14 @@ def _nvidia_usage(ptx: str) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
-        command = [str(ptxas), "-v", f"--gpu-name={arch}", str(source), "-o", str(source.with_suffix(".cubin"))]
+        command = [
+            str(ptxas),
+            "-v",
+            f"--gpu-name={arch}",
+            str(source),
+            "-o",
+            str(source.with_suffix(".cubin")),
+        ]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = sum(int(_search(rf"(\d+) bytes spill {kind}", log)) for kind in ("stores", "loads"))
     return int(_search(r"Used (\d+) registers", log)), spills
@@ -171,21 +189,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compile, print the table, write JSON if asked; 1 if there is a problem."""
     parser = argparse.ArgumentParser(prog="python -m vosnet_kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--target", action="append", choices=TARGETS, help="repeatable; default: all")
-    parser.add_argument("--match", default="", help="only kernels whose name holds this text")
+    parser.add_argument("--match", default="", metavar="REGEX", help="only kernels whose name matches")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at work at the same time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports here too")
     args = parser.parse_args(argv)
+    print(
+        f"{'target':8}{'kernel':44}{'registers':>10}{'spill B':>8}{'shared B':>9}{'matrix':>7}  warps stages"
+    )
     reports = []
-    print(f"{'target':8}{'kernel':44}{'registers':>10}{'spill B':>8}{'shared B':>9}{'matrix':>7}  warps stages")
-    for target in args.target or TARGETS:
-        for case in cases(target):
-            if args.match in case.name:
-                reports.append(report := compile_case(case, target))
-                _print_row(report)
+    chosen = [
+        (target, index)
+        for target in args.target or TARGETS
+        for index, case in enumerate(cases(target))
+        if re.search(args.match, case.name)
+    ]
+    # Kernels cannot be pickled; a worker finds its own by target and position.
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for report in pool.map(_compile_nth, chosen):
+            reports.append(report)
+            _print_row(report)
     if args.json is not None:
         args.json.write_text(json.dumps([asdict(report) for report in reports], indent=2) + "\n")
     if not reports:
-        print(f"no kernel's name holds {args.match!r}")
+        print(f"no kernel's name matches {args.match!r}")
     return int(not reports or any(report.problems for report in reports))
+
+
+def _compile_nth(chosen: tuple[str, int]) -> Report:
+    target, index = chosen
+    return compile_case(list(cases(target))[index], target)
 
 
 def _print_row(report: Report) -> None:

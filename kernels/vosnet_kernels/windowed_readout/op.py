@@ -6,12 +6,13 @@ The backward pass is an op of its own, so that a compiler sees it, and `opcheck`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vosnet_kernels.backends import cpu_backend, log_choice
+from vosnet_kernels.backends import Backend, cpu_backend, cuda_backend, log_choice
 from vosnet_kernels.checks import check_tensors
 from vosnet_kernels.windowed_readout import cpu
 
@@ -68,15 +69,36 @@ def check_arguments(
         raise ValueError(f"outside must be one of {OUTSIDE_RULES}, got outside={outside!r}")
 
 
+def backend(query: Tensor) -> Backend:
+    """Which implementation serves tensors like `query`, and why."""
+    if query.device.type != "cuda":
+        return cpu_backend("windowed_readout")
+    if query.dtype == torch.float64:
+        return Backend("torch", "windowed_readout runs as tiled matmuls: its Triton kernels sum in float32")
+    return cuda_backend("windowed_readout", query.device)
+
+
+def _implementation(query: Tensor) -> ModuleType:
+    """The module that `backend` names, told to the debug log."""
+    chosen = backend(query)
+    log_choice("windowed_readout", chosen)
+    if chosen.name == "triton":
+        from vosnet_kernels.windowed_readout import launch_triton
+
+        return launch_triton
+    return cpu
+
+
 @torch.library.custom_op("vosnet::windowed_readout", mutates_args=())
 def _forward(
     query: Tensor, memory: Tensor, value: Tensor, radius: int, temperature: float, outside: str
 ) -> tuple[Tensor, Tensor]:
     """Readout and log-sum-exp of the logits, [B, h, w] float32."""
     check_arguments(query, memory, value, radius, temperature, outside)
-    log_choice("windowed_readout", cpu_backend("windowed_readout"))
+    forward = _implementation(query).readout_forward
     with torch.autocast(query.device.type, enabled=False):  # it would round the logits to half precision
-        return cpu.readout_forward(query, memory, value, radius, temperature, outside)
+        out, lse = forward(query, memory, value, radius, temperature, outside)
+    return out, lse
 
 
 @_forward.register_fake
@@ -102,8 +124,9 @@ def _backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, memory and value; an unneeded one is empty, as a schema knows no None."""
+    backward = _implementation(query).readout_backward
     with torch.autocast(query.device.type, enabled=False):
-        gradients = cpu.readout_backward(grad, query, memory, value, lse, delta, radius, temperature, needs)
+        gradients = backward(grad, query, memory, value, lse, delta, radius, temperature, needs)
     d_query, d_memory, d_value = (query.new_empty(0) if each is None else each for each in gradients)
     return d_query, d_memory, d_value
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vosnet_kernels import windowed_readout
-from vosnet_kernels.windowed_readout import op
+from vosnet_kernels.windowed_readout import cpu, op
 
 QUERY, MEMORY, VALUE = (1, 4, 5, 6), (1, 2, 4, 5, 6), (1, 2, 3, 5, 6)
 
@@ -113,3 +113,14 @@ def test_the_debug_log_says_which_implementation_serves_and_why(caplog: pytest.L
         windowed_readout(*inputs(), radius=1)
     (record,) = caplog.records
     assert record.getMessage().startswith("windowed_readout: ")
+
+
+def test_f40_a_gpu_without_triton_is_served_by_tiled_matmuls_and_told_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vosnet_kernels.backends._has_triton", lambda: False)
+    query = torch.empty(QUERY, device="meta")
+    monkeypatch.setattr(type(query), "device", torch.device("cuda", 0), raising=False)
+    with caplog.at_level(logging.DEBUG, logger="vosnet_kernels"):
+        assert op._implementation(query) is cpu
+    assert "triton is not installed" in caplog.text

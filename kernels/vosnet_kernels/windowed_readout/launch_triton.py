@@ -1,0 +1,226 @@
+"""Launches of the windowed readout's Triton kernels: layouts, configurations, sizes to compile ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from vosnet_kernels.aot import AotCase
+from vosnet_kernels.windowed_readout.kernels_triton import (
+    LOG2_E,
+    readout_bwd_memory_kernel,
+    readout_bwd_query_kernel,
+    readout_fwd_kernel,
+)
+
+
+class Config(NamedTuple):
+    """How a kernel is launched: found by compiling for each family (`vosnet_kernels.aot`), none spills.
+
+    Attributes:
+        tile: rows and columns of cells that a program owns.
+        block: cells per step of the walk.
+        channels: at most this many channels are held at once.
+        num_warps, num_stages: as Triton means them.
+    """
+
+    tile: tuple[int, int]
+    block: int
+    channels: int
+    num_warps: int
+    num_stages: int = 2
+
+
+def config(kernel: str, family: str, channels: int, itemsize: int, precision: str) -> Config:
+    """The launch configuration of a kernel.
+
+    Args:
+        kernel: "forward", "query" or "memory".
+        family: "sm_80", "sm_90" or "gfx942".
+        channels: of the features, rounded up to a power of two.
+        itemsize: bytes of one channel.
+        precision: of matrix products, as `tl.dot` names it.
+    """
+    if family == "gfx942":
+        return Config((8, 8), 16 if kernel == "memory" else 32, 256, 4)
+    if precision == "ieee":  # float32 without matrix units: registers hold what those would
+        return Config((4, 8), 32, 32, 8) if kernel == "memory" else Config((8, 8), 32, 64, 8)
+    if channels * itemsize > 512:
+        return Config((4, 8), 32, 1024 // itemsize, 8)
+    return Config((8, 8), 64, 256, 4 if kernel == "forward" else 8)
+
+
+def readout_forward(
+    query: Tensor, memory: Tensor, value: Tensor, radius: int, temperature: float, outside: str
+) -> tuple[Tensor, Tensor]:
+    """As `cpu.readout_forward`."""
+    b, _, h, w = query.shape
+    m = value.shape[2]
+    values = _padded_cells(value)
+    out = values.new_empty((b, h, w, values.shape[-1]))
+    lse = query.new_empty((b, h, w), dtype=torch.float32)
+    inputs = (_cells(query), _cells(memory), values)
+    flags = {"ZERO_OUTSIDE": outside == "zero"}
+    _launch(readout_fwd_kernel, "forward", inputs, (out, lse), radius, temperature, flags)
+    return out[..., :m].movedim(-1, 1).to(value.dtype).contiguous(), lse
+
+
+def readout_backward(
+    grad: Tensor,
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    radius: int,
+    temperature: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """As `cpu.readout_backward`."""
+    needs_query, needs_memory, needs_value = needs
+    queries, memories, values = _cells(query), _cells(memory), _padded_cells(value)
+    inputs = (queries, memories, values, _padded_cells(grad).to(values.dtype), lse, delta.contiguous())
+    d_query = torch.empty_like(queries) if needs_query else None
+    if d_query is not None:
+        _launch(readout_bwd_query_kernel, "query", inputs, (d_query,), radius, temperature, {})
+    d_memory = torch.empty_like(memories) if needs_memory else None
+    d_value = torch.empty_like(values) if needs_value else None
+    if needs_memory or needs_value:
+        flags = {"NEEDS_MEMORY": needs_memory, "NEEDS_VALUE": needs_value}
+        _launch(
+            readout_bwd_memory_kernel, "memory", (*inputs, d_memory, d_value), radius, temperature, **flags
+        )
+    return (
+        None if d_query is None else d_query.movedim(-1, -3),
+        None if d_memory is None else d_memory.movedim(-1, -3),
+        None
+        if d_value is None
+        else d_value[..., : value.shape[2]].movedim(-1, -3).to(value.dtype).contiguous(),
+    )
+
+
+def _cells(features: Tensor) -> Tensor:
+    """Channels innermost, [..., C, h, w] -> [..., h, w, C]; a copy only if they are not so already."""
+    return features.movedim(-3, -1).contiguous()
+
+
+def _padded_cells(value: Tensor) -> Tensor:
+    """[..., M, h, w] -> [..., h, w, BLOCK_M]: zeros up to the width that matrix units and wide loads want."""
+    *batch, m, h, w = value.shape
+    dtype = torch.float32 if value.dtype == torch.float64 else value.dtype
+    padded = value.new_zeros((*batch, h, w, _block_m(m)), dtype=dtype)
+    padded[..., :m] = value.movedim(-3, -1)
+    return padded
+
+
+def _launch(
+    kernel: Any, name: str, tensors: tuple[Tensor | None, ...], radius: int, temperature: float, **flags: bool
+) -> None:
+    """One program per tile, per batch or memory frame, and per chunk of the channels whose gradient it owns."""
+    query, memory, value = tensors[:3]
+    assert query is not None and memory is not None and value is not None
+    b, h, w, c = query.shape
+    frames = memory.shape[1]
+    exact = torch.get_float32_matmul_precision() == "highest"
+    dtypes = (query.dtype, value.dtype)
+    chosen, constants = _plan(name, _family(query.device), dtypes, c, value.shape[-1], radius, exact=exact)
+    tiles_y, tiles_x = (triton.cdiv(size, tile) for size, tile in zip((h, w), chosen.tile))
+    owned = 1 if name == "forward" else triton.cdiv(c, constants["BLOCK_C"])
+    grid = (tiles_y * tiles_x, b * frames if name == "memory" else b, owned)
+    if 0 in grid:
+        return
+    with torch.cuda.device_of(query):
+        kernel[grid](
+            *tensors, LOG2_E.value / temperature, h, w, tiles_x, frames, radius,
+            **constants, **flags, num_warps=chosen.num_warps, num_stages=chosen.num_stages,
+        )  # fmt: skip
+
+
+def _plan(
+    name: str,
+    family: str,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    c: int,
+    m: int,
+    radius: int,
+    *,
+    exact: bool,
+) -> tuple[Config, dict[str, Any]]:
+    """How kernel `name` is launched, and its constants."""
+    block_c = max(16, triton.next_power_of_2(c))
+    # float32 on NVIDIA: exact without matrix units or rounded with them. Other types and AMD have no such choice.
+    precision, value_precision = (
+        "ieee" if dtype == torch.float32 and (exact or family == "gfx942") else "tf32" for dtype in dtypes
+    )
+    chosen = config(name, family, block_c, dtypes[0].itemsize, precision)
+    cols = min(32, chosen.block, triton.next_power_of_2(chosen.tile[1] + 2 * radius))
+    constants = {
+        "C": c, "BLOCK_C": min(block_c, chosen.channels), "BLOCK_M": _block_m(m),
+        "TILE_H": chosen.tile[0], "TILE_W": chosen.tile[1], "ROWS": chosen.block // cols, "COLS": cols,
+        "PRECISION": precision, "VALUE_PRECISION": value_precision,
+    }  # fmt: skip
+    return chosen, constants
+
+
+def _block_m(m: int) -> int:
+    """Width that values are padded to: what matrix units take, at least 16."""
+    return max(16, triton.next_power_of_2(m))
+
+
+def _family(device: torch.device) -> str:
+    """The nearest of the architectures that configurations were found for."""
+    if torch.version.hip is not None:
+        return "gfx942"
+    # Consumer chips of later generations have less shared memory than the A100; its configurations fit them.
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 8
+    return "sm_90" if major in {9, 10} else "sm_80"
+
+
+AOT_SIZES = [  # features, C, M, radius
+    ("bf16", 64, 3, 12),
+    ("bf16", 128, 3, 12),
+    ("bf16", 256, 3, 12),
+    ("bf16", 256, 32, 24),
+    ("bf16", 512, 3, 12),
+    ("bf16", 2048, 3, 12),  # more than is held at once: chunks
+    ("tf32", 256, 3, 12),
+    ("fp32", 64, 3, 12),
+    ("fp32", 256, 3, 12),
+]
+
+
+def aot_cases(target: str) -> list[AotCase]:
+    """Every kernel at the sizes that are used, as it would be launched on `target`."""
+    kernels = [
+        (readout_fwd_kernel, "forward", {"ZERO_OUTSIDE": True}),
+        (readout_bwd_query_kernel, "query", {}),
+        (readout_bwd_memory_kernel, "memory", {"NEEDS_MEMORY": True, "NEEDS_VALUE": False}),
+        (readout_bwd_memory_kernel, "memory", {"NEEDS_MEMORY": True, "NEEDS_VALUE": True}),
+    ]
+    return [
+        _aot_case(kernel, name, flags, target, *size) for size in AOT_SIZES for kernel, name, flags in kernels
+    ]
+
+
+def _aot_case(
+    kernel: Any, name: str, flags: dict[str, bool], target: str, features: str, c: int, m: int, radius: int
+) -> AotCase:
+    dtype = torch.bfloat16 if features == "bf16" else torch.float32
+    chosen, constants = _plan(name, target, (dtype, dtype), c, m, radius, exact=features == "fp32")
+    signature = {}
+    for arg in kernel.arg_names:
+        if arg in {"lse_ptr", "delta_ptr"}:
+            signature[arg] = "*fp32"
+        elif arg.endswith("_ptr"):
+            signature[arg] = "*bf16" if dtype == torch.bfloat16 else "*fp32"
+        elif arg not in constants | flags:
+            signature[arg] = "fp32" if arg == "scale" else "i32"
+    return AotCase(
+        f"readout {name}{'+value' * flags.get('NEEDS_VALUE', False)} {features} C={c} M={m}",
+        kernel, signature, constants | flags, chosen.num_warps, chosen.num_stages,
+        matmuls=target == "gfx942" or constants["PRECISION"] != "ieee",
+    )  # fmt: skip

@@ -1,0 +1,56 @@
+"""Every Triton kernel compiles for every GPU we name, without spills and with its matrix units in use."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from vosnet_kernels import aot
+
+KERNELS = Path(aot.__file__).parent
+MAIN_SIZES = "bf16 C=256 M=3"
+
+
+def test_kernels_neither_spill_nor_outgrow_shared_memory_on_any_target(tmp_path: Path) -> None:
+    file = tmp_path / "aot.json"
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(KERNELS.parent)
+    command = [sys.executable, "-m", "vosnet_kernels.aot", "--match", MAIN_SIZES, "--json", str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reports = json.loads(file.read_text())
+    assert {report["target"] for report in reports} == set(aot.TARGETS)
+    for report in reports:
+        assert report["spill_bytes"] == 0
+        assert report["problems"] == []
+        assert report["shared_bytes"] <= aot.TARGETS[report["target"]].shared_limit
+        assert report["matrix_instructions"] > 0
+
+
+def test_a_kernel_that_outgrows_its_target_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(aot.TARGETS, "sm_80", replace(aot.TARGETS["sm_80"], shared_limit=1000))
+    case = next(iter(aot.cases("sm_80")))
+    (problem,) = aot.compile_case(case, "sm_80").problems
+    assert "1000" in problem
+    assert "shared memory" in problem
+
+
+def test_a_pattern_that_matches_no_kernel_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert aot.main(["--match", "no such kernel"]) == 1
+    assert "no such kernel" in capsys.readouterr().out
+
+
+def test_every_file_with_triton_kernels_takes_part() -> None:
+    with_kernels = {
+        ".".join(path.relative_to(KERNELS.parent).with_suffix("").parts)
+        for path in KERNELS.rglob("*.py")
+        if re.search(r"^@triton\.jit", path.read_text(), re.MULTILINE)
+    }
+    assert with_kernels == set(aot.MODULES)
