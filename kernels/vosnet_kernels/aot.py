@@ -1,9 +1,9 @@
 """Compile every Triton kernel for GPUs that need not be there, and say what the compilers made of it.
 
-    python -m vosnet_kernels.aot [--target sm_80 --target sm_90 --target gfx942] [--match REGEX] [--json FILE]
+    python -m vosnet_kernels.aot [--target sm_80 --target sm_90 --target gfx942] [--json FILE]
 
-Prints registers, spills, shared memory and matrix instructions per kernel. Exits 1 if anything spills registers,
-needs more shared memory than the target has, or multiplies matrices without its matrix units.
+Prints registers, spills, shared memory and matrix instructions per kernel. Exits 1 if anything spills
+registers, needs more shared memory than the target has, or multiplies matrices without its matrix units.
 A Triton module takes part by a function `aot_cases(target) -> list[AotCase]` and its name in `MODULES`.
 """
 
@@ -169,7 +169,7 @@ def _nvidia_usage(ptx: str) -> tuple[int, int]:
 def _amd_usage(assembly: str) -> tuple[int, int]:
     """Vector registers and spilled bytes per thread, from the code object's metadata.
 
-    Scratch memory is what counts: scalar registers that run out move to lanes of a vector register, not to memory.
+    Scratch memory is what counts: scalar registers that run out move to lanes of vector registers.
     """
     registers, spilled, scratch = (
         int(_search(rf"\.{key}:\s*(\d+)", assembly))

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """The windowed readout on a GPU: one kernel forward, two backward, affinities never in memory.
 
 A program owns a tile of cells and walks the rectangle that its windows cover, in blocks of a few rows by a
@@ -231,4 +230,5 @@ def readout_bwd_memory_kernel(
             d_memory_ptr + frame * h * w * C, own, inside, first, d_memory * (scale * LN_2), C, BLOCK_C
         )
     if NEEDS_VALUE:
+        inside = inside & (first == 0)
         _store_rows(d_value_ptr + frame * h * w * BLOCK_M, own, inside, 0, d_value, BLOCK_M, BLOCK_M)

@@ -59,14 +59,13 @@ def readout_forward(
 ) -> tuple[Tensor, Tensor]:
     """As `cpu.readout_forward`."""
     b, _, h, w = query.shape
-    m = value.shape[2]
     values = _padded_cells(value)
     out = values.new_empty((b, h, w, values.shape[-1]))
     lse = query.new_empty((b, h, w), dtype=torch.float32)
     inputs = (_cells(query), _cells(memory), values)
     flags = {"ZERO_OUTSIDE": outside == "zero"}
     _launch(readout_fwd_kernel, "forward", inputs, (out, lse), radius, temperature, flags)
-    return out[..., :m].movedim(-1, 1).to(value.dtype).contiguous(), lse
+    return _values(out, value), lse
 
 
 def readout_backward(
@@ -91,15 +90,12 @@ def readout_backward(
     d_value = torch.empty_like(values) if needs_value else None
     if needs_memory or needs_value:
         flags = {"NEEDS_MEMORY": needs_memory, "NEEDS_VALUE": needs_value}
-        _launch(
-            readout_bwd_memory_kernel, "memory", (*inputs, d_memory, d_value), radius, temperature, **flags
-        )
+        results = (d_memory, d_value)
+        _launch(readout_bwd_memory_kernel, "memory", inputs, results, radius, temperature, flags)
     return (
         None if d_query is None else d_query.movedim(-1, -3),
         None if d_memory is None else d_memory.movedim(-1, -3),
-        None
-        if d_value is None
-        else d_value[..., : value.shape[2]].movedim(-1, -3).to(value.dtype).contiguous(),
+        None if d_value is None else _values(d_value, value),
     )
 
 
@@ -117,25 +113,36 @@ def _padded_cells(value: Tensor) -> Tensor:
     return padded
 
 
+def _values(padded: Tensor, value: Tensor) -> Tensor:
+    """The reverse of `_padded_cells`, in the dtype and with the channels of `value`."""
+    return padded[..., : value.shape[2]].movedim(-1, -3).to(value.dtype).contiguous()
+
+
 def _launch(
-    kernel: Any, name: str, tensors: tuple[Tensor | None, ...], radius: int, temperature: float, **flags: bool
+    kernel: Any,
+    name: str,
+    inputs: Sequence[Tensor],
+    results: Sequence[Tensor | None],
+    radius: int,
+    temperature: float,
+    flags: dict[str, bool],
 ) -> None:
-    """One program per tile, per batch or memory frame, and per chunk of the channels whose gradient it owns."""
-    query, memory, value = tensors[:3]
-    assert query is not None and memory is not None and value is not None
+    """One program per tile, per batch or memory frame, and per chunk of channels whose gradient it owns."""
+    query, memory, value = inputs[:3]
     b, h, w, c = query.shape
     frames = memory.shape[1]
     exact = torch.get_float32_matmul_precision() == "highest"
     dtypes = (query.dtype, value.dtype)
     chosen, constants = _plan(name, _family(query.device), dtypes, c, value.shape[-1], radius, exact=exact)
     tiles_y, tiles_x = (triton.cdiv(size, tile) for size, tile in zip((h, w), chosen.tile))
-    owned = 1 if name == "forward" else triton.cdiv(c, constants["BLOCK_C"])
-    grid = (tiles_y * tiles_x, b * frames if name == "memory" else b, owned)
+    owns_channels = name == "query" or flags.get("NEEDS_MEMORY", False)
+    chunks = triton.cdiv(c, constants["BLOCK_C"]) if owns_channels else 1
+    grid = (tiles_y * tiles_x, b * frames if name == "memory" else b, chunks)
     if 0 in grid:
         return
-    with torch.cuda.device_of(query):
+    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         kernel[grid](
-            *tensors, LOG2_E.value / temperature, h, w, tiles_x, frames, radius,
+            *inputs, *results, LOG2_E.value / temperature, h, w, tiles_x, frames, radius,
             **constants, **flags, num_warps=chosen.num_warps, num_stages=chosen.num_stages,
         )  # fmt: skip
 
@@ -152,7 +159,7 @@ def _plan(
 ) -> tuple[Config, dict[str, Any]]:
     """How kernel `name` is launched, and its constants."""
     block_c = max(16, triton.next_power_of_2(c))
-    # float32 on NVIDIA: exact without matrix units or rounded with them. Other types and AMD have no such choice.
+    # float32 on NVIDIA is exact without matrix units or rounded with them; elsewhere there is no choice.
     precision, value_precision = (
         "ieee" if dtype == torch.float32 and (exact or family == "gfx942") else "tf32" for dtype in dtypes
     )
@@ -168,7 +175,7 @@ def _plan(
 
 def _block_m(m: int) -> int:
     """Width that values are padded to: what matrix units take, at least 16."""
-    return max(16, triton.next_power_of_2(m))
+    return max(16, int(triton.next_power_of_2(m)))
 
 
 def _family(device: torch.device) -> str:
