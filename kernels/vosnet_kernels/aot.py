@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-MODULES = ("vosnet_kernels.windowed_readout.launch_triton",)
+MODULES = ("vosnet_kernels.windowed_readout.launch_triton", "vosnet_kernels.knn_propagate.aot_triton")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from vosnet_kernels import aot
 
 KERNELS = Path(aot.__file__).parent
-MAIN_SIZES = "bf16 C=256 M=3"
+MAIN_SIZES = "bf16 C=256 M=[34]$"
 
 
 def test_kernels_neither_spill_nor_outgrow_shared_memory_on_any_target(tmp_path: Path) -> None:

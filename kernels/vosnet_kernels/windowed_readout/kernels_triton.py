@@ -21,6 +21,7 @@ import triton.language as tl
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2.0))
 NEVER = tl.constexpr(-1e30)  # instead of -inf, whose differences are NaN
+PRECISION = tl.constexpr("ieee")  # float32 features keep all their bits; it says nothing about other types
 
 
 @triton.jit
@@ -64,9 +65,7 @@ def _store_rows(ptr, cells, inside, first, rows, WIDTH: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit
-def _affinity(
-    a_ptr, a, a_inside, b_ptr, b, b_inside, C: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr
-):
+def _affinity(a_ptr, a, a_inside, b_ptr, b, b_inside, C: tl.constexpr, BLOCK_C: tl.constexpr):
     """Dot products of all cells `a` with all cells `b`, for more channels than fit on the chip at once."""
     affinity = tl.zeros((a.shape[0], b.shape[0]), tl.float32)
     for first in range(0, C, BLOCK_C):
@@ -90,7 +89,7 @@ def readout_fwd_kernel(
     scale, h, w, tiles_x, frames, radius,
     C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    ZERO_OUTSIDE: tl.constexpr, PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    ZERO_OUTSIDE: tl.constexpr,
 ):  # fmt: skip
     y0, x0, y, x = _tile_cells(tl.program_id(0), tiles_x, TILE_H, TILE_W)
     batch = tl.program_id(1).to(tl.int64)
@@ -121,7 +120,7 @@ def readout_fwd_kernel(
             k = _rows(keys_ptr, cells, key_inside, 0, C, BLOCK_C)
             affinity = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         else:
-            affinity = _affinity(query_ptr, own, inside, keys_ptr, cells, key_inside, C, BLOCK_C, PRECISION)
+            affinity = _affinity(query_ptr, own, inside, keys_ptr, cells, key_inside, C, BLOCK_C)
         v = _rows(value_ptr + frame * h * w * BLOCK_M, cells, key_inside, 0, BLOCK_M, BLOCK_M)
         logits = tl.where(_sees(y, x, key_y, key_x, key_inside, radius), affinity * scale, NEVER)
         new_peak = tl.maximum(peak, tl.max(logits, 1))
@@ -129,7 +128,7 @@ def readout_fwd_kernel(
         weights = tl.exp2(logits - new_peak[:, None])
         decay = tl.exp2(peak - new_peak)
         total = total * decay + tl.sum(weights, 1)
-        copied = tl.dot(weights.to(v.dtype), v, copied * decay[:, None], input_precision=VALUE_PRECISION)
+        copied = tl.dot(weights.to(v.dtype), v, copied * decay[:, None], input_precision=PRECISION)
         peak = new_peak
     _store_rows(out_ptr + batch * h * w * BLOCK_M, own, inside, 0, copied / total[:, None], BLOCK_M, BLOCK_M)
     tl.store(lse_ptr + batch * h * w + own, (peak + tl.log2(total)) * LN_2, mask=inside)
@@ -141,7 +140,6 @@ def readout_bwd_query_kernel(
     scale, h, w, tiles_x, frames, radius,
     C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
 ):  # fmt: skip
     y0, x0, y, x = _tile_cells(tl.program_id(0), tiles_x, TILE_H, TILE_W)
     batch = tl.program_id(1).to(tl.int64)
@@ -168,11 +166,11 @@ def readout_bwd_query_kernel(
         if C <= BLOCK_C:
             affinity = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         else:
-            affinity = _affinity(query_ptr, own, inside, keys_ptr, cells, key_inside, C, BLOCK_C, PRECISION)
+            affinity = _affinity(query_ptr, own, inside, keys_ptr, cells, key_inside, C, BLOCK_C)
         v = _rows(value_ptr + frame * h * w * BLOCK_M, cells, key_inside, 0, BLOCK_M, BLOCK_M)
         sees = _sees(y, x, key_y, key_x, key_inside, radius)
         weights = tl.exp2(tl.where(sees, affinity * scale - shift[:, None], NEVER))
-        d_logits = weights * (tl.dot(g, tl.trans(v), input_precision=VALUE_PRECISION) - delta[:, None])
+        d_logits = weights * (tl.dot(g, tl.trans(v), input_precision=PRECISION) - delta[:, None])
         d_query = tl.dot(d_logits.to(k.dtype), k, d_query, input_precision=PRECISION)
     _store_rows(d_query_ptr + batch * h * w * C, own, inside, first, d_query * (scale * LN_2), C, BLOCK_C)
 
@@ -184,7 +182,6 @@ def readout_bwd_memory_kernel(
     C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     NEEDS_MEMORY: tl.constexpr, NEEDS_VALUE: tl.constexpr,
-    PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
 ):  # fmt: skip
     y0, x0, y, x = _tile_cells(tl.program_id(0), tiles_x, TILE_H, TILE_W)
     frame = tl.program_id(1).to(tl.int64)
@@ -212,18 +209,16 @@ def readout_bwd_memory_kernel(
         if C <= BLOCK_C:
             affinity = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         else:
-            affinity = _affinity(
-                memory_ptr, own, inside, query_ptr, cells, query_inside, C, BLOCK_C, PRECISION
-            )
+            affinity = _affinity(memory_ptr, own, inside, query_ptr, cells, query_inside, C, BLOCK_C)
         g = _rows(grad_ptr + batch * h * w * BLOCK_M, cells, query_inside, 0, BLOCK_M, BLOCK_M)
         shift = tl.load(lse_ptr + batch * h * w + cells, mask=query_inside, other=0.0) * LOG2_E
         sees = _sees(y, x, query_y, query_x, query_inside, radius)
         weights = tl.exp2(tl.where(sees, affinity * scale - shift[None, :], NEVER))
         if NEEDS_VALUE:
-            d_value = tl.dot(weights.to(g.dtype), g, d_value, input_precision=VALUE_PRECISION)
+            d_value = tl.dot(weights.to(g.dtype), g, d_value, input_precision=PRECISION)
         if NEEDS_MEMORY:
             delta = tl.load(delta_ptr + batch * h * w + cells, mask=query_inside, other=0.0)
-            d_logits = weights * (tl.dot(v, tl.trans(g), input_precision=VALUE_PRECISION) - delta[None, :])
+            d_logits = weights * (tl.dot(v, tl.trans(g), input_precision=PRECISION) - delta[None, :])
             d_memory = tl.dot(d_logits.to(q.dtype), q, d_memory, input_precision=PRECISION)
     if NEEDS_MEMORY:
         _store_rows(

@@ -35,7 +35,7 @@ class Config(NamedTuple):
     num_stages: int = 2
 
 
-def config(kernel: str, family: str, channels: int, itemsize: int, precision: str) -> Config:
+def config(kernel: str, family: str, channels: int, itemsize: int) -> Config:
     """The launch configuration of a kernel.
 
     Args:
@@ -43,14 +43,13 @@ def config(kernel: str, family: str, channels: int, itemsize: int, precision: st
         family: "sm_80", "sm_90" or "gfx942".
         channels: of the features, rounded up to a power of two.
         itemsize: bytes of one channel.
-        precision: of matrix products, as `tl.dot` names it.
     """
     if family == "gfx942":
         return Config((8, 8), 16 if kernel == "memory" else 32, 256, 4)
-    if precision == "ieee":  # float32 without matrix units: registers hold what those would
+    if itemsize > 2:  # NVIDIA multiplies float32 exactly only without matrix units: registers hold the tiles
         return Config((4, 8), 32, 32, 8) if kernel == "memory" else Config((8, 8), 32, 64, 8)
-    if channels * itemsize > 512:
-        return Config((4, 8), 32, 1024 // itemsize, 8)
+    if channels > 256:
+        return Config((4, 8), 32, 512, 8)
     return Config((8, 8), 64, 256, 4 if kernel == "forward" else 8)
 
 
@@ -131,9 +130,7 @@ def _launch(
     query, memory, value = inputs[:3]
     b, h, w, c = query.shape
     frames = memory.shape[1]
-    exact = torch.get_float32_matmul_precision() == "highest"
-    dtypes = (query.dtype, value.dtype)
-    chosen, constants = _plan(name, _family(query.device), dtypes, c, value.shape[-1], radius, exact=exact)
+    chosen, constants = _plan(name, _family(query.device), query.dtype, c, value.shape[-1], radius)
     tiles_y, tiles_x = (triton.cdiv(size, tile) for size, tile in zip((h, w), chosen.tile))
     owns_channels = name == "query" or flags.get("NEEDS_MEMORY", False)
     chunks = triton.cdiv(c, constants["BLOCK_C"]) if owns_channels else 1
@@ -148,27 +145,15 @@ def _launch(
 
 
 def _plan(
-    name: str,
-    family: str,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    c: int,
-    m: int,
-    radius: int,
-    *,
-    exact: bool,
-) -> tuple[Config, dict[str, Any]]:
+    name: str, family: str, dtype: torch.dtype, c: int, m: int, radius: int
+) -> tuple[Config, dict[str, int]]:
     """How kernel `name` is launched, and its constants."""
-    block_c = max(16, triton.next_power_of_2(c))
-    # float32 on NVIDIA is exact without matrix units or rounded with them; elsewhere there is no choice.
-    precision, value_precision = (
-        "ieee" if dtype == torch.float32 and (exact or family == "gfx942") else "tf32" for dtype in dtypes
-    )
-    chosen = config(name, family, block_c, dtypes[0].itemsize, precision)
-    cols = min(32, chosen.block, triton.next_power_of_2(chosen.tile[1] + 2 * radius))
+    block_c = max(16, int(triton.next_power_of_2(c)))
+    chosen = config(name, family, block_c, dtype.itemsize)
+    cols = min(32, chosen.block, int(triton.next_power_of_2(chosen.tile[1] + 2 * radius)))
     constants = {
         "C": c, "BLOCK_C": min(block_c, chosen.channels), "BLOCK_M": _block_m(m),
         "TILE_H": chosen.tile[0], "TILE_W": chosen.tile[1], "ROWS": chosen.block // cols, "COLS": cols,
-        "PRECISION": precision, "VALUE_PRECISION": value_precision,
     }  # fmt: skip
     return chosen, constants
 
@@ -194,7 +179,6 @@ AOT_SIZES = [  # features, C, M, radius
     ("bf16", 256, 32, 24),
     ("bf16", 512, 3, 12),
     ("bf16", 2048, 3, 12),  # more than is held at once: chunks
-    ("tf32", 256, 3, 12),
     ("fp32", 64, 3, 12),
     ("fp32", 256, 3, 12),
 ]
@@ -217,7 +201,7 @@ def _aot_case(
     kernel: Any, name: str, flags: dict[str, bool], target: str, features: str, c: int, m: int, radius: int
 ) -> AotCase:
     dtype = torch.bfloat16 if features == "bf16" else torch.float32
-    chosen, constants = _plan(name, target, (dtype, dtype), c, m, radius, exact=features == "fp32")
+    chosen, constants = _plan(name, target, dtype, c, m, radius)
     signature = {}
     for arg in kernel.arg_names:
         if arg in {"lse_ptr", "delta_ptr"}:
@@ -229,5 +213,5 @@ def _aot_case(
     return AotCase(
         f"readout {name}{'+value' * flags.get('NEEDS_VALUE', False)} {features} C={c} M={m}",
         kernel, signature, constants | flags, chosen.num_warps, chosen.num_stages,
-        matmuls=target == "gfx942" or constants["PRECISION"] != "ieee",
+        matmuls=target == "gfx942" or features == "bf16",
     )  # fmt: skip

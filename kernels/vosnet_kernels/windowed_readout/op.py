@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vosnet_kernels.backends import Backend, cpu_backend, cuda_backend, log_choice
 from vosnet_kernels.checks import check_tensors
+from vosnet_kernels.precision import full_float32
 from vosnet_kernels.windowed_readout import cpu
 
 OUTSIDE_RULES = ("exclude", "zero")
@@ -96,7 +97,7 @@ def _forward(
     """Readout and log-sum-exp of the logits, [B, h, w] float32."""
     check_arguments(query, memory, value, radius, temperature, outside)
     forward = _implementation(query).readout_forward
-    with torch.autocast(query.device.type, enabled=False):  # it would round the logits to half precision
+    with full_float32(query.device.type):  # the logits of a sharp softmax do not survive rounding
         out, lse = forward(query, memory, value, radius, temperature, outside)
     return out, lse
 
@@ -125,7 +126,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, memory and value; an unneeded one is empty, as a schema knows no None."""
     backward = _implementation(query).readout_backward
-    with torch.autocast(query.device.type, enabled=False):
+    with full_float32(query.device.type):
         gradients = backward(grad, query, memory, value, lse, delta, radius, temperature, needs)
     d_query, d_memory, d_value = (query.new_empty(0) if each is None else each for each in gradients)
     return d_query, d_memory, d_value
