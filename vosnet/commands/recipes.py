@@ -15,7 +15,7 @@ from vosnet.errors import InputError, UsageError
 
 EXAMPLES = (
     "list",
-    "show dul_ytvos --resolved",
+    "show dul_ytvos seed=1 --resolved",
     "copy dul_clips my.yaml",
     "validate my.yaml optimizer.lr=1e-3",
     "diff dul_ytvos dul_oxuva",

@@ -12,7 +12,7 @@ from vosnet.commands.cli import make_parser
 EXAMPLES = (
     "recipes/demo.yaml",
     "recipes/dul_clips.yaml data.sources.0.root=/my/videos schedule.minutes=25",
-    "recipes/dul_ytvos.yaml data.sources.0.root=/data/ytvos --out runs/ytvos --resume auto",
+    "recipes/dul_ytvos.yaml data.sources.0.root=/data/ytvos --resume auto",
 )
 
 
@@ -20,8 +20,9 @@ def make_train_parser() -> argparse.ArgumentParser:
     """The parser of `train`."""
     parser = make_parser(
         "train",
-        "Train an encoder without labels, as a recipe says. torchrun --nproc-per-node=N tools/train.py ... "
-        "uses N GPUs. The first Ctrl-C finishes the step and saves; --resume auto continues.",
+        "Train an encoder without labels, as a recipe says.\n"
+        "`torchrun --nproc-per-node=N tools/train.py ...` uses N GPUs.\n"
+        "The first Ctrl-C finishes the step and saves; --resume auto continues.",
         EXAMPLES,
     )
     parser.add_argument(

@@ -1,0 +1,1 @@
+"""The training engine: from a recipe to checkpoints, without knowing any objective by name."""

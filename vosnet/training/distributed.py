@@ -13,7 +13,9 @@ import torch.distributed as dist
 
 from vosnet.errors import UsageError, VosnetError
 
-TIMEOUT_S = 50.0  # a dead peer must stop the job within a minute
+# Long enough for the main rank to validate while the others wait. A dead peer is noticed at once all the
+# same: gloo sees its connection close, and torchrun ends the other ranks.
+TIMEOUT_S = 1800.0
 
 
 @dataclasses.dataclass(frozen=True)

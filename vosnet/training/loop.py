@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -221,10 +220,14 @@ class Loop:
             self.hooks.validate(self)
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory in use so far: of the GPU, or of this process."""
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Most memory in use so far: of the GPU, or of this process; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -253,11 +256,12 @@ class _memory_errors_explained:  # noqa: N801 - reads as the statement it is
         if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or is_cpu_error):
             return
         settings, device = self._trainer.settings, self._trainer.world.device
-        peak = peak_memory_bytes(device) / 1e9
+        peak = peak_memory_bytes(device)
+        used = "" if peak is None else f"; the peak was {peak / 1e9:.1f} GB"
         ways = [f"training.accumulate={2 * settings.accumulate} (halves it; half the anchors per loss)"]
         if settings.precision == "float32":
             ways.append("training.precision=bfloat16 (about 0.6 of it)")
         ways += ["a smaller data.crop_size (by its square)", "encoder.layer=layer3 (a smaller network)"]
         hint = f"In order of effect: {'; '.join(ways[:3])}."
-        message = f"out of memory on {device} in a training step; the peak was {peak:.1f} GB"
+        message = f"out of memory on {device} in a training step{used}"
         raise OutOfMemoryError("E502", message, hint) from error

@@ -32,7 +32,7 @@ from vosnet.training.trainer import StepResult, Trainer
 from vosnet.training.validation import Validator, open_validator
 from vosnet.transforms import Crops
 
-MISSING_DATA = {"E220", "E221", "E222"}
+MISSING_DATA = {"E260", "E261", "E262", "E264"}
 WITHOUT_DATA = """
   where it is: data.sources.0.root=FOLDER on the command line, or `root` in the recipe
   your own clips instead: python tools/train.py recipes/dul_clips.yaml data.sources.0.root=FOLDER

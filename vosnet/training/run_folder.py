@@ -9,11 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from vosnet import files
 from vosnet.errors import UsageError
-from vosnet.recipe import LoadedRecipe, Recipe, recipe_differences, resolved_text, resolved_values
+from vosnet.recipe import (
+    LoadedRecipe,
+    Recipe,
+    load_recipe,
+    recipe_differences,
+    resolved_text,
+    resolved_values,
+)
 from vosnet.training.lock import LOCK_NAME
 
 RESOLVED_NAME, SOURCE_NAME, ENV_NAME = "recipe.resolved.yaml", "recipe.yaml", "env.json"
@@ -88,7 +93,7 @@ def check_continuation(folder: Path, recipe: Recipe) -> None:
     Raises:
         UsageError: with every key that differs and both values.
     """
-    before = yaml.safe_load((folder / RESOLVED_NAME).read_text(encoding="utf-8"))
+    before = resolved_values(load_recipe(folder / RESOLVED_NAME).recipe)  # keys added since get defaults
     differing = [
         f"{key}: {old!r} then, {new!r} now"
         for key, old, new in recipe_differences(before, resolved_values(recipe))
