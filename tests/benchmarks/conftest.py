@@ -1,0 +1,36 @@
+"""Benchmarks say on what they ran, and know the plain way's time of the same run."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.machine import describe
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Device, driver and versions go into the JSON."""
+    machine_info.update(describe())
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+            ],
+        ),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device at hand."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def plain_runs() -> dict[str, Any]:
+    """What the dense way measured and answered in this session, by case."""
+    return {}
