@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class AudioCopy:
         self._waiting: av.Packet[AudioStream] | None = None
         self._packets: Iterator[av.Packet[AudioStream]] = iter(())
         try:
-            self._source = av.open(os.fspath(source), options={"protocol_whitelist": "file"})
+            self._source = av.open(
+                str(Path(source).resolve()), container_options={"protocol_whitelist": "file"}
+            )
         except (av.FFmpegError, OSError) as error:
             self.problem = f"the sound of {source} cannot be read ({error})"
             return

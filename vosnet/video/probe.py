@@ -84,7 +84,8 @@ def open_container(path: Path) -> tuple[InputContainer, VideoStream]:
         raise InputError("E211", f"{path} is empty (0 bytes)", "Copy or download the file again.")
     try:
         # A resolved path starts with "/" or a drive, so that no name is taken for a protocol ("concat:...").
-        container = av.open(str(path.resolve()), options={"protocol_whitelist": "file"})
+        # For the container alone: PyAV 16 crashes when the streams of an MPEG program stream get options.
+        container = av.open(str(path.resolve()), container_options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError, ValueError) as error:
         raise InputError(
             "E212",
