@@ -110,8 +110,8 @@ def load_encoder(
         seed: of the random encoder.
 
     Raises:
-        InputError: not found (E210), unreadable (E211), holds code (E212), damaged (E213), no ResNet in it
-            or one that does not fit (E214).
+        InputError: not found (E270), unreadable (E271), holds code (E272), damaged (E273), no ResNet in it
+            or one that does not fit (E274).
     """
     if path is None:
         path = shipped_weights() or RANDOM
@@ -165,7 +165,7 @@ def _build(path: Path, weights: Weights, layer: str, output_stride: int) -> Enco
     arch = _arch_of(tensors)
     said = weights.meta.get("arch", arch)
     if said not in BLOCKS:
-        raise InputError("E214", f"{path} holds a {said}; known are {', '.join(BLOCKS)}")
+        raise InputError("E274", f"{path} holds a {said}; known are {', '.join(BLOCKS)}")
     try:
         encoder = Encoder(
             arch=cast("Arch", said),
@@ -182,7 +182,7 @@ def _build(path: Path, weights: Weights, layer: str, output_stride: int) -> Enco
     problems = _mismatches(wanted, kept)
     if problems:
         message = f"{path} does not fit a {said} read at {layer}: {'; '.join(problems)}"
-        raise InputError("E214", message, "Choose the layer or the file to match.")
+        raise InputError("E274", message, "Choose the layer or the file to match.")
     optional = {name: wanted[name] for name in wanted if name.endswith("num_batches_tracked")}
     encoder.load_state_dict({**optional, **{name: tensor.float() for name, tensor in kept.items()}})
     return encoder

@@ -99,7 +99,7 @@ def build_encoder(
     The numbers of a layer do not depend on where the network is cut.
 
     Raises:
-        UsageError: an unknown arch, layer, output_stride or padding (E110).
+        UsageError: an unknown arch, layer, output_stride or padding (E160).
     """
     with torch.random.fork_rng(devices=[]):  # constructors draw default weights that are replaced below
         encoder = Encoder(arch, layer, output_stride, padding, head_stage, head_dims)
@@ -131,7 +131,7 @@ class CallableEncoder(nn.Module):
         """Features of normalized images, [N, C, h, w].
 
         Raises:
-            UsageError: the grid is not ceil or floor of H / output_stride, or not [N, C, h, w] (E111).
+            UsageError: the grid is not ceil or floor of H / output_stride, or not [N, C, h, w] (E161).
         """
         features = self.function(images)
         height, width = images.shape[-2:]
@@ -145,10 +145,10 @@ class CallableEncoder(nn.Module):
                 f"encoder {self.name} says output_stride {stride} but made {list(features.shape)} "
                 f"from images {list(images.shape)}"
             )
-            raise UsageError("E111", message, "State the stride it really has, or resize its answer.")
+            raise UsageError("E161", message, "State the stride it really has, or resize its answer.")
         return features
 
 
 def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
-        raise UsageError("E110", f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+        raise UsageError("E160", f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")

@@ -19,19 +19,19 @@ def choose_device(name: str) -> torch.device:
     """The device that `name` means: "auto" is a CUDA device where there is one, else the CPU.
 
     Raises:
-        UsageError: unknown, or CUDA without a usable device (E112).
+        UsageError: unknown, or CUDA without a usable device (E162).
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError("E112", f"device {name!r} is unknown", "Use auto, cpu, cuda or cuda:0.") from error
+        raise UsageError("E162", f"device {name!r} is unknown", "Use auto, cpu, cuda or cuda:0.") from error
     if device.type not in {"cpu", "cuda"}:
-        raise UsageError("E112", f"device {name!r} is not supported", "Use auto, cpu, cuda or cuda:0.")
+        raise UsageError("E162", f"device {name!r} is not supported", "Use auto, cpu, cuda or cuda:0.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            "E112",
+            "E162",
             f"device {name!r} is not there: this torch sees {torch.cuda.device_count()} CUDA devices",
             "Use --device auto or cpu.",
         )
@@ -76,7 +76,7 @@ class FeatureExtractor:
         compiled: bool = False,
     ) -> None:
         if precision not in {"auto", "float32", "bfloat16"}:
-            raise UsageError("E113", f"precision must be auto, float32 or bfloat16, got {precision!r}")
+            raise UsageError("E163", f"precision must be auto, float32 or bfloat16, got {precision!r}")
         self.encoder = encoder.eval()
         self.output_stride = encoder.output_stride
         self._mean, self._std = torch.tensor(mean), torch.tensor(std)
@@ -114,14 +114,14 @@ class FeatureExtractor:
             [N, C, h, w] float32, not L2-normalized.
 
         Raises:
-            InputError: not [N, H, W, 3] uint8 (E220).
+            InputError: not [N, H, W, 3] uint8 (E280).
         """
         tensor = (
             frames if isinstance(frames, Tensor) else torch.from_numpy(np.require(frames, requirements="W"))
         )
         if tensor.ndim != 4 or tensor.shape[-1] != 3 or tensor.dtype != torch.uint8:
             message = f"frames must be [H, W, 3] uint8 RGB, got {list(tensor.shape[1:])} {tensor.dtype}"
-            raise InputError("E220", message)
+            raise InputError("E280", message)
         images = tensor.to(self.device).permute(0, 3, 1, 2).float()  # channels_last without a copy
         if size is not None and size != tuple(images.shape[-2:]):
             images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)

@@ -19,7 +19,7 @@ def load_pickled_tensors(path: Path) -> Any:
     carry their command line in one, and it is a bag of attributes.
 
     Raises:
-        InputError: the file holds other objects (E212), or is no torch file or is cut short (E211).
+        InputError: the file holds other objects (E272), or is no torch file or is cut short (E271).
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -30,7 +30,7 @@ def load_pickled_tensors(path: Path) -> Any:
             name = reason.split("GLOBAL ", 1)[-1].split(" ", 1)[0]
             message = f"{path} holds a Python object ({name}), which is never executed here"
             hint = "Save its tensors alone, as safetensors, where you trust the file."
-            raise InputError("E212", message, hint) from error
+            raise InputError("E272", message, hint) from error
         raise _unreadable(path, error) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise _unreadable(path, error) from error  # what the reader trips over in damaged bytes
@@ -39,4 +39,4 @@ def load_pickled_tensors(path: Path) -> Any:
 def _unreadable(path: Path, error: Exception) -> InputError:
     reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
     message = f"{path} is no readable torch checkpoint, or it is cut short or damaged ({reason})"
-    return InputError("E211", message, "Copy or download it again.")
+    return InputError("E271", message, "Copy or download it again.")

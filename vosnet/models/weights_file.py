@@ -39,28 +39,28 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
     """The weights file that `path` means: itself, or the newest of a run folder.
 
     Raises:
-        InputError: nothing there (E210).
+        InputError: nothing there (E270).
     """
     path = files.expand(path)
     if path.is_file():
         return path
     if not path.is_dir():
         raise InputError(
-            "E210", f"checkpoint {path} does not exist", 'Give a file, a run folder, or "random".'
+            "E270", f"checkpoint {path} does not exist", 'Give a file, a run folder, or "random".'
         )
     steps = sorted(path.glob("checkpoints/step_*/model.safetensors"), key=lambda p: files.natural_key(str(p)))
     for file in [path / "model.safetensors", path / "checkpoints/last/model.safetensors", *reversed(steps)]:
         if file.is_file():
             return file
     message = f"run folder {path} holds no model.safetensors, checkpoints/last/ or checkpoints/step_*/"
-    raise InputError("E210", message, "Has the run saved a checkpoint yet?")
+    raise InputError("E270", message, "Has the run saved a checkpoint yet?")
 
 
 def read_weights(path: Path) -> Weights:
     """Read one weights file of ours or of another code base.
 
     Raises:
-        InputError: unreadable (E211), holds code (E212), damaged (E213), no ResNet in it (E214).
+        InputError: unreadable (E271), holds code (E272), damaged (E273), no ResNet in it (E274).
     """
     _check_manifest(path)
     if path.suffix == ".safetensors":
@@ -68,7 +68,7 @@ def read_weights(path: Path) -> Weights:
     state = recognize(load_pickled_tensors(path))
     if state is None:
         message = f"{path} holds no ResNet under the names of DUL, CRW, VFS, torchvision, timm or DINO"
-        raise InputError("E214", message, "Rename its tensors to torchvision's and save them as safetensors.")
+        raise InputError("E274", message, "Rename its tensors to torchvision's and save them as safetensors.")
     return _from_state(state)
 
 
@@ -79,20 +79,20 @@ def _read_safetensors(path: Path) -> Weights:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         message = f"{path} is no readable safetensors file, or it is cut short or damaged ({error})"
-        raise InputError("E211", message, "Copy or download it again.") from error
+        raise InputError("E271", message, "Copy or download it again.") from error
     if METADATA_KEY not in metadata:
         state = recognize(tensors)
         if state is None:
-            raise InputError("E214", f"{path} holds no ResNet under torchvision's names")
+            raise InputError("E274", f"{path} holds no ResNet under torchvision's names")
         return _from_state(state)
     try:
         meta = dict(json.loads(metadata[METADATA_KEY]))
     except (ValueError, TypeError) as error:
-        raise InputError("E213", f"{path} has damaged metadata ({error})", "Copy it again.") from error
+        raise InputError("E273", f"{path} has damaged metadata ({error})", "Copy it again.") from error
     expected = meta.pop("content_sha256", None)
     if expected is not None and expected != content_hash(tensors):
         raise InputError(
-            "E213", f"{path} is damaged: its tensors do not match their SHA-256", "Copy it again."
+            "E273", f"{path} is damaged: its tensors do not match their SHA-256", "Copy it again."
         )
     return Weights(tensors, {**default_meta(), **meta})
 
@@ -113,11 +113,11 @@ def _check_manifest(path: Path) -> None:
         content = json.loads(manifest.read_text())
         entry = content.get("files", content).get(path.name)
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError("E213", f"{manifest} is unreadable ({error})", "Remove or restore it.") from error
+        raise InputError("E273", f"{manifest} is unreadable ({error})", "Remove or restore it.") from error
     expected = entry.get("sha256") if isinstance(entry, dict) else entry
     if expected is not None and expected != files.sha256(path):
         message = f"{path} is damaged: its SHA-256 is not the one in {manifest.name}"
-        raise InputError("E213", message, "Use an earlier checkpoint, or copy it again.")
+        raise InputError("E273", message, "Use an earlier checkpoint, or copy it again.")
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -97,8 +97,8 @@ class Propagator:
             **overrides: switches of `Protocol`, such as layer="layer3", num_recent=5 or short_side=480.
 
         Raises:
-            UsageError: an unknown preset, switch or device (E112, E113, E120).
-            InputError: the checkpoint cannot be used (E210-E214).
+            UsageError: an unknown preset, switch or device (E162, E163, E164).
+            InputError: the checkpoint cannot be used (E270-E274).
         """
         target = choose_device(device)
         make_protocol(preset or "dul", **overrides)  # wrong switches are reported before anything is read
@@ -192,8 +192,8 @@ class Propagator:
             not answered in direction "forward", nor those after the last in "backward".
 
         Raises:
-            UsageError: an unknown direction, no masks, or frames that cannot be indexed (E121).
-            InputError: a mask or frame that does not fit (E204, E220-E224).
+            UsageError: an unknown direction, no masks, or frames that cannot be indexed (E165).
+            InputError: a mask or frame that does not fit (E204, E280-E284).
             OutOfMemoryError: even the smallest settings do not fit (E501).
         """
         passes = _plan(frames, masks, direction)
@@ -278,12 +278,12 @@ class _Pass:
 def _plan(frames: Any, masks: Mapping[int, np.ndarray], direction: str) -> list[_Pass]:
     """The passes of a direction, after checking what can be checked before the first frame."""
     if direction not in {"forward", "backward", "both"}:
-        raise UsageError("E121", f"direction must be forward, backward or both, got {direction!r}")
+        raise UsageError("E165", f"direction must be forward, backward or both, got {direction!r}")
     if not masks:
-        raise UsageError("E121", "no mask is given", "Give at least one, such as masks={0: mask}.")
+        raise UsageError("E165", "no mask is given", "Give at least one, such as masks={0: mask}.")
     indices = frozenset(int(index) for index in masks)
     if min(indices) < 0:
-        raise InputError("E224", f"mask for frame {min(indices)}: frames are counted from 0")
+        raise InputError("E284", f"mask for frame {min(indices)}: frames are counted from 0")
     sized = hasattr(frames, "__len__")
     if sized and max(indices) >= len(frames):
         raise _mask_beyond(max(indices), len(frames))
@@ -291,7 +291,7 @@ def _plan(frames: Any, masks: Mapping[int, np.ndarray], direction: str) -> list[
         message = (
             f"direction {direction!r} reads frames out of order, but {type(frames).__name__} only streams"
         )
-        raise UsageError("E121", message, "Give a list, an array [T, H, W, 3] or a VideoReader.")
+        raise UsageError("E165", message, "Give a list, an array [T, H, W, 3] or a VideoReader.")
     forward = _Pass(min(indices), 1, indices)
     if direction == "forward":
         return [forward]
@@ -303,4 +303,4 @@ def _plan(frames: Any, masks: Mapping[int, np.ndarray], direction: str) -> list[
 
 def _mask_beyond(index: int, length: int | None) -> InputError:
     has = "is shorter" if length is None else f"has {length} frames"
-    return InputError("E224", f"mask for frame {index}, but the clip {has}", "Frames are counted from 0.")
+    return InputError("E284", f"mask for frame {index}, but the clip {has}", "Frames are counted from 0.")

@@ -66,19 +66,19 @@ class Protocol:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise UsageError("E120", f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+                raise UsageError("E164", f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         for name in ("radius", "k", "multiple", "short_side"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError("E120", f"{name} must be a whole number of at least 1, got {value!r}")
+                raise UsageError("E164", f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.num_recent, int) or self.num_recent < 0:
-            raise UsageError("E120", f"num_recent must be a whole number, 0 or more, got {self.num_recent!r}")
+            raise UsageError("E164", f"num_recent must be a whole number, 0 or more, got {self.num_recent!r}")
         if not 0 < self.temperature < float("inf"):
-            raise UsageError("E120", f"temperature must be positive, got {self.temperature!r}")
+            raise UsageError("E164", f"temperature must be positive, got {self.temperature!r}")
         if self.shape == "disc" and not self.strict:
             message = "a disc is strict (distance < radius); no kernel searches a closed one"
             raise UsageError(
-                "E120", message, "Use strict=True; radius + 1 also holds all of the closed disc."
+                "E164", message, "Use strict=True; radius + 1 also holds all of the closed disc."
             )
 
     @property
@@ -159,14 +159,14 @@ def make_protocol(preset: str, **overrides: Any) -> Protocol:
     """The preset with some switches changed.
 
     Raises:
-        UsageError: an unknown preset or switch, with the nearest known one, or a bad value (E120).
+        UsageError: an unknown preset or switch, with the nearest known one, or a bad value (E164).
     """
     if preset not in PRESETS:
-        raise UsageError("E120", f"preset {preset!r} is unknown", f"Known: {', '.join(PRESETS)}.")
+        raise UsageError("E164", f"preset {preset!r} is unknown", f"Known: {', '.join(PRESETS)}.")
     known = [field.name for field in dataclasses.fields(Protocol)]
     for name in overrides:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
-            raise UsageError("E120", f"{name!r} is no switch of a propagation protocol", hint)
+            raise UsageError("E164", f"{name!r} is no switch of a propagation protocol", hint)
     return dataclasses.replace(PRESETS[preset], **overrides)

@@ -45,7 +45,7 @@ class Spill:
         """The state of an interrupted run, or None when there is none.
 
         Raises:
-            InputError: unreadable, or of another clip, mask, checkpoint or protocol (E225).
+            InputError: unreadable, or of another clip, mask, checkpoint or protocol (E285).
         """
         if not self.path.exists():
             return None
@@ -55,10 +55,10 @@ class Spill:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             message = f"state file {self.path} is damaged or no state file ({error})"
-            raise InputError("E225", message, "Delete it to start over.") from error
+            raise InputError("E285", message, "Delete it to start over.") from error
         if meta["belongs_to"] != self._belongs_to:
             message = f"state file {self.path} was written with other masks, settings or weights"
-            raise InputError("E225", message, "Delete it to start over.")
+            raise InputError("E285", message, "Delete it to start over.")
         return SpilledState(meta["part"], meta["position"], {"tensors": tensors, "meta": meta["tracker"]})
 
     def save(self, part: int, position: int, tracker: Tracker) -> None:

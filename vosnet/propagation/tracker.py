@@ -66,13 +66,13 @@ class Tracker:
             probs, [1 + len(ids), h, w] on the feature grid, channel 0 is background.
 
         Raises:
-            InputError: wrong frame (E220, E221) or mask (E204, E222), no object in the first mask (E223).
+            InputError: wrong frame (E280, E281) or mask (E204, E282), no object in the first mask (E283).
             OutOfMemoryError: the smallest settings do not fit (E501).
         """
         self._check_frame(frame)
         new_ids = [] if mask is None else object_ids(mask, frame.shape[:2])
         if not new_ids and self.bank.length == 0:
-            raise InputError("E223", "the first mask holds no object", "Mark at least one with an id from 1.")
+            raise InputError("E283", "the first mask holds no object", "Mark at least one with an id from 1.")
         features = self.ladder.run(lambda: self._features(frame))
         probs = self.ladder.run(lambda: self._probs(features.to(self.extractor.device), mask, new_ids))
         self.ids += [i for i in new_ids if i not in self.ids]
@@ -114,13 +114,13 @@ class Tracker:
     def _check_frame(self, frame: np.ndarray) -> None:
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             message = f"frames must be [H, W, 3] uint8 RGB, got {list(frame.shape)} {frame.dtype}"
-            raise InputError("E220", message)
+            raise InputError("E280", message)
         size = (frame.shape[0], frame.shape[1])
         if self.size is None:
             self.size = size
         elif self.size != size:
             message = f"frame size changes from {_wxh(self.size)} to {_wxh(size)}"
-            raise InputError("E221", message, "Resize the frames to one size.")
+            raise InputError("E281", message, "Resize the frames to one size.")
 
     def _features(self, frame: np.ndarray) -> Tensor:
         assert self.size is not None
@@ -223,16 +223,16 @@ def object_ids(mask: np.ndarray, size: tuple[int, ...]) -> list[int]:
     """The objects of a label map, ascending.
 
     Raises:
-        InputError: another size than the frame (E204), no [H, W] integer array or ids beyond 255 (E222).
+        InputError: another size than the frame (E204), no [H, W] integer array or ids beyond 255 (E282).
     """
     if mask.ndim != 2 or mask.dtype.kind not in "uib":
-        raise InputError("E222", f"a mask is [H, W] of integer ids, got {list(mask.shape)} {mask.dtype}")
+        raise InputError("E282", f"a mask is [H, W] of integer ids, got {list(mask.shape)} {mask.dtype}")
     if mask.shape != tuple(size):
         message = f"mask size {_wxh(mask.shape)} does not match the frame's {_wxh(size)}"
         raise InputError("E204", message, "Give a mask of the frame's size.")
     ids = [int(i) for i in np.unique(mask)]
     if ids and (ids[0] < 0 or ids[-1] > 255):
-        raise InputError("E222", f"object ids must lie in 1..255, got {ids[0] if ids[0] < 0 else ids[-1]}")
+        raise InputError("E282", f"object ids must lie in 1..255, got {ids[0] if ids[0] < 0 else ids[-1]}")
     return [i for i in ids if i != 0]
 
 

@@ -195,7 +195,7 @@ def test_f24_a_network_that_does_not_fit_lists_missing_and_unexpected_parts(tmp_
     with pytest.raises(InputError) as caught:
         load_encoder(tmp_path / "odd.pth")
     message = str(caught.value)
-    assert message.startswith("E214")
+    assert message.startswith("E274")
     assert "missing layer3 (2 tensors); unexpected layer1 (1 tensors)" in message
     assert "bn1.bias is [3] instead of [64]" in message
     with pytest.raises(InputError, match=r"missing .*layer4 \(25 tensors\)"):
@@ -211,7 +211,7 @@ def test_f24_a_truncated_file_is_refused(tmp_path: Path, keep: int, suffix: str)
     else:
         save_encoder(file, build_encoder(layer="layer2"), {})
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(InputError, match=rf"E211 .*cut\.{suffix}"):
+    with pytest.raises(InputError, match=rf"E271 .*cut\.{suffix}"):
         load_encoder(file)
 
 
@@ -220,7 +220,7 @@ def test_f24_a_flipped_bit_in_our_file_is_found(tmp_path: Path, place: float) ->
     file = tmp_path / "model.safetensors"
     save_encoder(file, build_encoder(layer="layer2"), {})
     flip_bit(file, place)
-    with pytest.raises(InputError, match=r"E213 .*SHA-256"):
+    with pytest.raises(InputError, match=r"E273 .*SHA-256"):
         load_encoder(file)
 
 
@@ -233,7 +233,7 @@ def test_f24_a_manifest_beside_the_file_finds_a_flipped_bit(tmp_path: Path, form
     (tmp_path / "manifest.json").write_text(json.dumps(entry))
     load_encoder(file)
     flip_bit(file, 0.5)
-    with pytest.raises(InputError, match=r"E213 .*manifest\.json"):
+    with pytest.raises(InputError, match=r"E273 .*manifest\.json"):
         load_encoder(file)
 
 
@@ -257,17 +257,17 @@ def test_f24_a_foreign_format_is_refused(tmp_path: Path, content: bytes, name: s
 
 def test_f24_a_file_without_a_resnet_is_refused(tmp_path: Path) -> None:
     torch.save({"blocks.0.attn.qkv.weight": torch.zeros(3)}, tmp_path / "vit.pth")
-    with pytest.raises(InputError, match="E214 .*holds no ResNet"):
+    with pytest.raises(InputError, match="E274 .*holds no ResNet"):
         load_encoder(tmp_path / "vit.pth")
     torch.save([1, 2, 3], tmp_path / "list.pth")
-    with pytest.raises(InputError, match="E214"):
+    with pytest.raises(InputError, match="E274"):
         load_encoder(tmp_path / "list.pth")
 
 
 def test_a_missing_path_says_what_may_be_given(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r'E210 .*does not exist\. Give a file, a run folder, or "random"'):
+    with pytest.raises(InputError, match=r'E270 .*does not exist\. Give a file, a run folder, or "random"'):
         load_encoder(tmp_path / "nothing.pth")
-    with pytest.raises(InputError, match="E210 .*holds no model.safetensors"):
+    with pytest.raises(InputError, match="E270 .*holds no model.safetensors"):
         load_encoder(tmp_path)
 
 
@@ -292,6 +292,6 @@ def test_f25_a_malicious_pickle_is_never_executed(tmp_path: Path, container: str
     else:
         model = {"model": plain_state("layer2"), "epoch": payload}
         torch.save(model, file, _use_new_zipfile_serialization=container == "zip")
-    with pytest.raises(InputError, match=r"E21[12] .*evil\.pth"):
+    with pytest.raises(InputError, match=r"E27[12] .*evil\.pth"):
         load_encoder(file)
     assert not canary.exists()

@@ -72,10 +72,10 @@ def test_f40_a_processor_without_bfloat16_is_named(monkeypatch: pytest.MonkeyPat
 )
 def test_frames_must_be_uint8_rgb(frames: np.ndarray) -> None:
     extractor = FeatureExtractor(CallableEncoder(lambda x: x, 1))
-    with pytest.raises(InputError, match="E220"):
+    with pytest.raises(InputError, match="E280"):
         extractor(frames)
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(UsageError, match="E113"):
+    with pytest.raises(UsageError, match="E163"):
         FeatureExtractor(build_encoder(layer="layer2"), precision="fp8")

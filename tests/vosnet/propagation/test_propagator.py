@@ -97,23 +97,23 @@ def test_forward_starts_at_the_first_annotated_frame() -> None:
 
 
 def test_backward_needs_frames_that_can_be_indexed() -> None:
-    with pytest.raises(UsageError, match=r"E121 .*only streams\. Give a list"):
+    with pytest.raises(UsageError, match=r"E165 .*only streams\. Give a list"):
         make_propagator().propagate(iter(make_scene(3)), {2: make_mask({1: BOX})}, direction="backward")
 
 
 def test_masks_must_name_frames_of_the_clip() -> None:
     propagator, mask = make_propagator(), make_mask({1: BOX})
-    with pytest.raises(InputError, match="E224 mask for frame 9, but the clip has 3 frames"):
+    with pytest.raises(InputError, match="E284 mask for frame 9, but the clip has 3 frames"):
         propagator.propagate(make_scene(3), {9: mask})
-    with pytest.raises(InputError, match="E224"):
+    with pytest.raises(InputError, match="E284"):
         list(propagator.propagate(iter(make_scene(3)), {0: mask, 9: mask}))
-    with pytest.raises(InputError, match="E224"):
+    with pytest.raises(InputError, match="E284"):
         list(propagator.propagate(iter(make_scene(3)), {9: mask}))
-    with pytest.raises(InputError, match="E224 mask for frame -1"):
+    with pytest.raises(InputError, match="E284 mask for frame -1"):
         propagator.propagate(make_scene(3), {-1: mask})
-    with pytest.raises(UsageError, match="E121 no mask"):
+    with pytest.raises(UsageError, match="E165 no mask"):
         propagator.propagate(make_scene(3), {})
-    with pytest.raises(UsageError, match="E121 direction"):
+    with pytest.raises(UsageError, match="E165 direction"):
         propagator.propagate(make_scene(3), {0: mask}, direction="sideways")
 
 
@@ -183,10 +183,10 @@ def test_f40_without_a_gpu_auto_means_the_cpu_and_cuda_is_refused(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert Propagator.from_checkpoint("random", "crw").device == "cpu"
-    with pytest.raises(UsageError, match=r"E112 .*0 CUDA devices\. Use --device auto or cpu"):
+    with pytest.raises(UsageError, match=r"E162 .*0 CUDA devices\. Use --device auto or cpu"):
         Propagator.from_checkpoint("random", device="cuda")
     for name in ("cuda:x", "mps", "tpu"):
-        with pytest.raises(UsageError, match="E112"):
+        with pytest.raises(UsageError, match="E162"):
             Propagator.from_checkpoint("random", device=name)
 
 

@@ -55,7 +55,7 @@ def test_a_strict_square_is_one_cell_smaller_for_the_kernels() -> None:
 )  # fmt: skip
 def test_impossible_values_are_refused_by_name(wrong: dict[str, object]) -> None:
     name = "closed" if "strict" in wrong else next(iter(wrong))
-    with pytest.raises(UsageError, match=f"E120 .*{name}"):
+    with pytest.raises(UsageError, match=f"E164 .*{name}"):
         make_protocol("dul", **wrong)
 
 

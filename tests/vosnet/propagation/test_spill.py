@@ -55,9 +55,9 @@ def test_a_state_of_other_masks_or_settings_is_refused(tmp_path: Path) -> None:
     spill = tmp_path / "state"
     interrupt(spill)
     other = {**MASKS, 5: MASKS[2] * 3}
-    with pytest.raises(InputError, match=r"E225 .*other masks, settings or weights\. Delete it"):
+    with pytest.raises(InputError, match=r"E285 .*other masks, settings or weights\. Delete it"):
         list(make_propagator().propagate(FRAMES, other, spill=spill))
-    with pytest.raises(InputError, match="E225"):
+    with pytest.raises(InputError, match="E285"):
         list(make_propagator(k=9).propagate(FRAMES, MASKS, spill=spill))
 
 
@@ -66,5 +66,5 @@ def test_f24_a_damaged_state_is_refused(tmp_path: Path, keep: int) -> None:
     spill = tmp_path / "state"
     interrupt(spill)
     spill.write_bytes(spill.read_bytes()[:keep])
-    with pytest.raises(InputError, match="E225 .*damaged"):
+    with pytest.raises(InputError, match="E285 .*damaged"):
         list(make_propagator().propagate(FRAMES, MASKS, spill=spill))
