@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +12,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
+from tests.support.dul import ToyEncoder, materialized_losses, peak_bytes, picked_losses, toy_objective
 from vosnet.errors import UsageError
-from vosnet.objectives import DenseCorrespondence, ObjectiveOutput, build_objective
+from vosnet.objectives import ObjectiveOutput, build_objective
 from vosnet.objectives.dense_correspondence import make_targets, watch_terms
 from vosnet.transforms import Clip, nearest_index, random_similarity
 
 GOLDEN = os.environ.get("VOSNET_GOLDEN")
-
-
-class ToyEncoder(nn.Module):
-    """Stride 8 with a batch norm, small enough for a test."""
-
-    feature_dim = 12
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 12, 8, stride=8)
-        self.norm = nn.BatchNorm2d(12)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(images)))
-
-
-def toy_objective(**kwargs: Any) -> DenseCorrespondence:
-    torch.manual_seed(0)
-    options: dict[str, Any] = {
-        "grid_size": 4,
-        "cross_view_grid_size": 2,
-        "embedding_dim": 8,
-        "chunk_size": 37,
-    }
-    return DenseCorrespondence(ToyEncoder(), **(options | kwargs))
 
 
 def random_clip(seed: int = 0, B: int = 2, T: int = 3, side: int = 64) -> Clip:
@@ -61,47 +34,6 @@ def random_views(B: int, T: int, C: int, h: int, w: int, dtype: torch.dtype = to
     generator = torch.Generator().manual_seed(5)
     views = [torch.randn(B, T, C, h, w, generator=generator, dtype=dtype) for _ in range(2)]
     return [F.normalize(view, dim=2).requires_grad_() for view in views]
-
-
-def cells(feature: Tensor) -> Tensor:
-    """[B, T, C, h, w] -> [B, T, h * w, C]."""
-    return feature.flatten(3).transpose(2, 3)
-
-
-def picked_losses(
-    main: Tensor, view: Tensor, theta: Tensor, anchor: Tensor, cross: Tensor, **kwargs: Any
-) -> tuple[Tensor, Tensor, Any]:
-    """Our way: rows of the feature map."""
-    objective = toy_objective(**kwargs)
-    targets = make_targets(cells(main), cells(view), nearest_index(theta, *main.shape[-2:]), anchor, cross)
-    space_time, cross_view = objective.losses(cells(main), targets, targets.anchors, targets.cross_view, 0)
-    return space_time, cross_view, targets
-
-
-def materialized_losses(
-    main: Tensor, view: Tensor, theta: Tensor, anchor: Tensor, cross: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """The paper's way, written down plainly: the map of B * N logits is warped."""
-    B, T, _, h, w = main.shape
-    N = anchor.shape[1]
-
-    def take(feature: Tensor, index: Tensor) -> Tensor:
-        return torch.stack([feature[b].flatten(1)[:, index[b]].t() for b in range(B)]).flatten(0, 1)
-
-    def warp(maps: Tensor) -> Tensor:
-        grid = F.affine_grid(theta.to(maps), [B, 1, h, w], align_corners=False)
-        return F.grid_sample(maps, grid, mode="nearest", align_corners=False)
-
-    anchors = take(main[:, 0], anchor)
-    logits = torch.einsum("btchw,nc->btnhw", main, anchors) / temperature
-    aligned = torch.stack([warp(logits[:, t]) for t in range(T)], dim=1)
-    with torch.no_grad():
-        affinity = torch.einsum("btchw,nc->btnhw", view, anchors)
-        own = torch.arange(B * N) // N == torch.arange(B)[:, None]
-        label = affinity.masked_fill(~own[:, None, :, None, None], -torch.inf).argmax(dim=2)
-    space_time = F.cross_entropy(aligned[:, 1:].flatten(0, 1), label[:, 1:].flatten(0, 1))
-    rows, columns = take(warp(main[:, 0]), cross), take(view[:, 0], cross)
-    return space_time, F.cross_entropy(rows @ columns.t() / temperature, torch.arange(len(rows)))
 
 
 def grids(B: int, cells_per_frame: int, anchors: int = 16, pairs: int = 4) -> tuple[Tensor, Tensor]:
@@ -211,47 +143,12 @@ def test_a_step_of_learning_lowers_the_loss() -> None:
     assert objective(clip).total.item() < before.item()
 
 
-class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of live tensor storages that operations create, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._remove, key, storage.nbytes())
-
-    def _remove(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
-
-
-def peak_bytes(losses: Any, *arguments: Any) -> int:
-    with PeakBytes() as meter:
-        sum(losses(*arguments)[:2]).backward()
-    return meter.peak
-
-
 def test_the_loss_needs_at_most_a_quarter_of_the_materialized_memory() -> None:
     main, view = random_views(8, 5, 32, 16, 16, torch.float32)
     theta = torch.stack([random_similarity(torch.Generator().manual_seed(i)) for i in range(8)])
     arguments = (main, view, theta, *grids(8, 256, anchors=64, pairs=16))
-    ours = peak_bytes(lambda *a: picked_losses(*a, chunk_size=512), *arguments)
-    plain = peak_bytes(lambda *a: materialized_losses(*a, 0.05), *arguments)
+    ours = peak_bytes(picked_losses, *arguments, chunk_size=512)
+    plain = peak_bytes(materialized_losses, *arguments, temperature=0.05)
     assert 0 < ours <= plain / 4, (ours, plain)
 
 
@@ -279,8 +176,8 @@ def test_losses_are_computed_in_float32_under_autocast() -> None:
 
 TWO_RANKS = """
 import sys, torch, torch.distributed as dist
-sys.path.insert(0, {folder!r})
-from test_dense_correspondence import cells, grids, random_views, toy_objective, THETA
+from tests.support.dul import cells, toy_objective
+from tests.vosnet.objectives.test_dense_correspondence import grids, random_views, THETA
 from vosnet.objectives.dense_correspondence import make_targets
 from vosnet.objectives.gather import gather_ranks, world
 from vosnet.transforms import nearest_index
@@ -294,15 +191,16 @@ targets = make_targets(cells(main), cells(view), nearest_index(theta, 6, 6), anc
 anchors, pairs = gather_ranks(targets.anchors), gather_ranks(targets.cross_view)
 losses = toy_objective().losses(cells(main), targets, anchors, pairs, world()[0])
 (sum(losses) / 2).backward()  # DDP averages gradients over ranks
-torch.save([torch.stack(losses).detach(), main.grad, view.grad], sys.argv[2] + f".{{rank}}")
+torch.save([torch.stack(losses).detach(), main.grad, view.grad], sys.argv[2] + f".{rank}")
 """
 
 
 def test_two_ranks_with_half_the_batch_give_the_losses_and_gradients_of_one(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
-    script.write_text(TWO_RANKS.format(folder=str(Path(__file__).parent)))
+    script.write_text(TWO_RANKS)
     meeting = tmp_path / "meeting"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    root = str(Path(__file__).resolve().parents[3])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *sys.path])}
     ranks = [
         subprocess.Popen([sys.executable, str(script), str(r), str(meeting)], env=environment)
         for r in range(2)

@@ -1,0 +1,78 @@
+"""Images per second of a training step, and memory of DUL's loss at the paper's size.
+
+python -m pytest tests/benchmarks/test_training.py --benchmark-only
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.support.dul import materialized_losses, peak_bytes, picked_losses
+from vosnet.models import build_encoder
+from vosnet.objectives import build_objective
+from vosnet.objectives.anchors import grid_index
+from vosnet.transforms import Clip, random_similarity
+
+# CPU: the setting of recipes/dul_cpu.yaml; GPU: the paper's.
+CPU_SIZE = {"B": 8, "T": 4, "side": 128, "layer": "layer3"}
+GPU_SIZE = {"B": 16, "T": 5, "side": 256, "layer": "layer4"}
+
+
+def training_step(way: str, device: str) -> tuple[Callable[[], None], int]:
+    """One step without data loading, and the images it sees."""
+    size: dict[str, Any] = CPU_SIZE if device == "cpu" else GPU_SIZE
+    B, T, side = size["B"], size["T"], size["side"]
+    torch.manual_seed(0)
+    frames = torch.randn(B, T, 3, side, side, device=device)
+    theta = torch.stack([random_similarity(torch.Generator().manual_seed(i)) for i in range(B)]).to(device)
+    draws = torch.rand(B, 4, device=device)
+    clip = Clip(frames, frames.flip(-1), theta, draws, torch.arange(B, device=device))
+    encoder = build_encoder("resnet18", layer=size["layer"], output_stride=8)
+    objective = build_objective("dense_correspondence", encoder).to(device).train()
+    if way != "eager-float32":
+        objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if way.startswith("compiled"):
+        objective.compile_graphs()
+    optimizer = torch.optim.Adam(objective.parameters(), 1e-3, fused=True)
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled="bfloat16" in way):
+            total = objective(clip).total
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step, B * T
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "way", ["eager-float32", "eager-bfloat16-channels_last", "compiled-bfloat16-channels_last"]
+)
+def test_a_training_step(benchmark: Any, way: str, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    step, images = training_step(way, device)
+    benchmark.pedantic(step, rounds=5, warmup_rounds=2)
+    benchmark.extra_info["images_per_s"] = images / benchmark.stats.stats.median
+
+
+@pytest.mark.parametrize("way", ["picked", "materialized"])
+def test_the_loss_at_the_papers_size(benchmark: Any, way: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(16, 5, 128, 32, 32, generator=generator) for _ in range(2)]
+    main, view = (F.normalize(view, dim=2).requires_grad_() for view in views)
+    theta = torch.stack([random_similarity(generator) for _ in range(16)])
+    draws = torch.rand(16, 4, generator=generator)
+    anchor, cross = grid_index(draws[:, :2], 32, 32, 8), grid_index(draws[:, 2:], 32, 32, 4)
+    losses = picked_losses if way == "picked" else materialized_losses
+    arguments = (main, view, theta, anchor, cross)
+    peak = benchmark.pedantic(peak_bytes, args=(losses, *arguments), kwargs={"temperature": 0.05}, rounds=1)
+    benchmark.extra_info["peak_megabytes"] = peak / 1e6
