@@ -147,6 +147,8 @@ class CheckpointFolder:
                 shutil.rmtree(link)
             shutil.copytree(folder, link)
             return
+        if link.is_dir() and not link.is_symlink():  # a copy made where links were forbidden
+            shutil.rmtree(link)
         os.replace(temporary, link)  # noqa: PTH105 - Path.replace follows nothing either, but says so less
 
     def _prune(self) -> None:

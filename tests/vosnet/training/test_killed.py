@@ -45,11 +45,11 @@ def _wait_until(condition: object, seconds: float = 60) -> None:
 
 def test_f22_killed_at_random_moments_a_run_ends_like_the_uninterrupted_one(tmp_path: Path) -> None:
     """Every step saves, so kills fall into writing as often as into computing."""
-    options = ["schedule.steps=16", "training.save_minutes=1e-9", "training.ema_decay=0.9"]
+    options = ["schedule.steps=12", "training.save_minutes=1e-9", "training.ema_decay=0.9"]
     train_toy(tmp_path / "whole", *options)
     out, moments = tmp_path / "killed", random.Random(0)
     kills = 0
-    while kills < 5:
+    while kills < 4:
         process = _start(out, *options)
         before = _rows(out)
         _wait_until(lambda: not process.is_alive() or _rows(out) not in {0, before})  # noqa: B023
@@ -59,7 +59,7 @@ def test_f22_killed_at_random_moments_a_run_ends_like_the_uninterrupted_one(tmp_
         process.kill()
         process.join()
         kills += 1
-    assert kills >= 3, "the run ended before it could be killed"
+    assert kills >= 2, "the run ended before it could be killed"
     train_toy(out, *options, resume="auto")
     assert losses(out) == losses(tmp_path / "whole")
     left = [path for path in out.rglob(".*") if path.is_file()]
@@ -155,7 +155,7 @@ def _train_without_batch_norm(out: Path, overrides: list[str], fault: str, answe
             lambda *args, **kwargs: _without_batch_norm(build_objective(*args, **kwargs)),
         )
         try:
-            train_toy(out, *overrides)
+            train_toy(out, *overrides, resume="auto")
             answer.write_text("done")
         except VosnetError as error:
             answer.write_text(str(error))
@@ -191,6 +191,14 @@ def test_two_ranks_give_the_losses_of_one_with_the_same_batch(tmp_path: Path) ->
     _train_without_batch_norm(tmp_path / "one", BATCH, "", tmp_path / "one.txt")
     assert _two_ranks(tmp_path / "two", tmp_path / "answers", [BATCH, BATCH]) == ["done", "done"]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+def test_f31_two_ranks_continue_bit_for_bit(tmp_path: Path) -> None:
+    shorter = ["training.batch_size=4", "schedule={steps: 1}"]
+    assert _two_ranks(tmp_path / "whole", tmp_path / "1", [BATCH, BATCH]) == ["done", "done"]
+    assert _two_ranks(tmp_path / "parts", tmp_path / "2", [shorter, shorter]) == ["done", "done"]
+    assert _two_ranks(tmp_path / "parts", tmp_path / "3", [BATCH, BATCH]) == ["done", "done"]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
 def test_f32_a_nan_on_one_rank_is_skipped_by_both(tmp_path: Path) -> None:
