@@ -45,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n2/3 propagating the first mask of an unseen clip")
     true = _write_clip(out, options.seed, options.frames)
     results = {"random": out / "random", "trained": out / "trained"}
+    same_layer = ["--set", "layer=layer3"]  # the recipe's; otherwise random weights would be read at layer4
     for name, checkpoint in (("random", "random"), ("trained", str(run))):
         arguments = ["--video", str(out / "clip.mp4"), "--mask", str(out / "first.png"), "--overwrite"]
-        propagate.main([*arguments, "--checkpoint", checkpoint, "--out", str(results[name])])
+        propagate.main([*arguments, "--checkpoint", checkpoint, "--out", str(results[name]), *same_layer])
 
     print("\n3/3 evaluating")
     scores = {name: _score(folder, true) for name, folder in results.items()}

@@ -173,26 +173,26 @@ def _make_bodies(
     h, w = size
     palettes = [random_palette(rng) for _ in range(num_objects)]
     columns = (np.arange(num_objects) + 0.5) / num_objects  # apart in frame 0, so that all are visible
-    radius = min(0.17 * h, 0.36 * w / max(num_objects, 2))
+    radius = min(0.19 * h, 0.36 * w / max(num_objects, 2))
     bodies = []
     for i in range(num_objects):
         sway = 0.05 * h
         start = columns[i] * w
-        x = _wave(rng, start, 0.25 * w, 45, 75)
+        x = _wave(rng, start, 0.25 * w, 60, 90)
         if i < 2:  # the first two swing against each other and meet half-way
             other = columns[1 - i] * w if num_objects > 1 else start
-            x = _Wave((start + other) / 2, (start - other) / 2, 44, 0.25)
+            x = _Wave((start + other) / 2, (start - other) / 2, 64, 0.25)
         elif i == 2:  # leaves through the nearest side and returns
-            x = _Wave(start - 0.02 * w, 0.55 * w, 64, 0.0)
+            x = _Wave(start - 0.02 * w, 0.55 * w, 84, 0.0)
         else:
             x = _Wave(start - x.amplitude * np.sin(2 * np.pi * x.phase), x.amplitude, x.period, x.phase)
         y = _wave(rng, h * (0.5 if i < 2 else rng.uniform(0.3, 0.7)), sway, 30, 60)
         bodies.append(_make_body(rng, i + 1, palettes[i], x, y, radius * rng.uniform(0.85, 1.1)))
     distractors = []
     for i in range(num_distractors):
-        x = _wave(rng, rng.uniform(0.1, 0.9) * w, 0.3 * w, 50, 90)
+        x = _wave(rng, rng.uniform(0.1, 0.9) * w, 0.25 * w, 70, 120)
         y = _wave(rng, rng.choice([0.15, 0.85]) * h, 0.08 * h, 40, 70)
-        palette = palettes[i % num_objects]
+        palette = np.clip(palettes[i % num_objects] + rng.uniform(-50, 50, 3), 0, 255).astype(np.float32)
         distractors.append(_make_body(rng, 0, palette, x, y, 0.8 * radius))
     return distractors + bodies[::-1]
 
@@ -201,7 +201,7 @@ def _make_body(
     rng: np.random.Generator, label: int, palette: NDArray[np.float32], x: _Wave, y: _Wave, radius: float
 ) -> _Body:
     lobes = tuple(_wave(rng, rng.uniform(-0.12, 0.12), 0.08, 25, 50) for _ in range(3))
-    texture = random_texture(rng, _TEXTURE_SIZE, palette)
+    texture = random_texture(rng, _TEXTURE_SIZE, palette, (2, 4, 8))
     return _Body(
         label, texture, x, y, _wave(rng, radius, 0.18 * radius, 40, 80), _wave(rng, 0, 0.6, 50, 90), lobes
     )
