@@ -6,14 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vosnet_kernels.aot import TARGETS, AotCase
-from vosnet_kernels.knn_propagate.knn_triton import (
-    Region,
-    _channels_last_kernel,
-    _group_max_kernel,
-    _select_kernel,
-    group_max_plan,
-    select_plan,
-)
+from vosnet_kernels.knn_propagate.kernels_triton import channels_last_kernel, group_max_kernel, select_kernel
+from vosnet_kernels.knn_propagate.launch_triton import Region, group_max_plan, select_plan
 
 # 480p at output stride 8, as the published protocols have it: 20 frames, radius 12, 10 neighbours.
 SIZE, FRAMES, RADIUS, NEIGHBOURS, VALUE_CHANNELS = (60, 107), 20, 12, 10, 4
@@ -23,9 +17,7 @@ def aot_cases(target: str) -> list[AotCase]:
     """Every kernel at the sizes that are used, as it would be launched on `target`."""
     is_hip = TARGETS[target].backend == "hip"
     groups = FRAMES * Region.around_tile(*SIZE, RADIUS, strict=False).groups
-    cases = [
-        _case("channels-last bf16", _channels_last_kernel, "bf16", {"BLOCK": 64, "num_warps": 4}, target)
-    ]
+    cases = [_case("channels-last bf16", channels_last_kernel, "bf16", {"BLOCK": 64, "num_warps": 4}, target)]
     for features, itemsize in (("bf16", 2), ("fp32", 4)):
         for channels in (256, 512):
             group_max = group_max_plan(channels, itemsize, TARGETS[target].shared_limit, is_hip=is_hip)
@@ -33,9 +25,9 @@ def aot_cases(target: str) -> list[AotCase]:
             name = f"{features} C={channels} M={VALUE_CHANNELS}"
             cases += [
                 _case(
-                    f"group-max {name}", _group_max_kernel, features, {**group_max, "STRICT": False}, target
+                    f"group-max {name}", group_max_kernel, features, {**group_max, "STRICT": False}, target
                 ),
-                _case(f"select {name}", _select_kernel, features, {**select, "BLOCK_Q": 1}, target),
+                _case(f"select {name}", select_kernel, features, {**select, "BLOCK_Q": 1}, target),
             ]
     return cases
 
@@ -53,5 +45,5 @@ def _case(name: str, kernel: Any, features: str, plan: Mapping[str, Any], target
     return AotCase(
         f"knn {name}", kernel, signature, constants,
         num_warps=plan["num_warps"], num_stages=plan.get("num_stages", default_stages),
-        matmuls=kernel is _group_max_kernel,
+        matmuls=kernel is group_max_kernel,
     )  # fmt: skip

@@ -105,7 +105,7 @@ def _(
     log_choice("knn_propagate", backend)
     if backend.name == "torch":
         return _tiled(query, memory, value, k, temperature, radius, shape, global_frames)
-    from vosnet_kernels.knn_propagate.knn_triton import knn_propagate_triton  # triton is optional
+    from vosnet_kernels.knn_propagate.launch_triton import knn_propagate_triton  # triton is optional
 
     return knn_propagate_triton(
         query,

@@ -51,7 +51,7 @@ def test_every_implementation_agrees_with_the_authors(step: int, run: Run) -> No
 def test_the_gpu_kernels_agree_with_the_authors(interpreter: Interpreter) -> None:
     tensors, settings, readout = golden_step(1)  # the smallest
     got = interpreter.call(
-        "vosnet_kernels.knn_propagate.knn_triton",
+        "vosnet_kernels.knn_propagate.launch_triton",
         "knn_propagate_triton",
         *tensors,
         **settings,

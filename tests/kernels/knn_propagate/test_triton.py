@@ -22,7 +22,7 @@ CASES = [
 
 def interpreted(interpreter: Interpreter, tensors: Inputs, settings: Settings) -> Tensor:
     readout: Tensor = interpreter.call(
-        "vosnet_kernels.knn_propagate.knn_triton",
+        "vosnet_kernels.knn_propagate.launch_triton",
         "knn_propagate_triton",
         *tensors,
         **{"shape": "square", "global_frames": 0, "temperature": 0.07, **settings},
