@@ -136,7 +136,7 @@ inline void measure(const float* cells, const Channels& channels, int64_t patch,
   const auto round_up = [](Lanes square, float* to) {
     float x[16];
     store(x, square);
-    for (int i = 0; i < 16; ++i) to[i] = 1.0001f * std::sqrt(x[i]);
+    for (int i = 0; i < 16; ++i) to[i] = 1.0001f * std::sqrt(x[i]) + 1e-17f;  // squares below 1e-38 vanish
   };
   Lanes square[2] = {broadcast(0), broadcast(0)}, lost = broadcast(0);  // two sums hide the latency of the addition
   int check = channels.num_checks - 1;

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -35,7 +36,7 @@ class Team {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls task(0) ... task(count - 1), each once, and returns when all are done.
+  // Calls task(0) ... task(count - 1), each once, and returns when all are done. Throws std::bad_alloc if one did.
   void run(int count, const std::function<void(int)>& task) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -49,11 +50,17 @@ class Team {
     drain();
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return busy_ == 0; });
+    if (failed_) throw std::bad_alloc();
   }
 
  private:
   void drain() {
-    for (int i = next_++; i < count_; i = next_++) (*task_)(i);
+    try {
+      for (int i = next_++; i < count_; i = next_++) (*task_)(i);
+    } catch (const std::bad_alloc&) {  // must not leave a thread: that would end the process
+      failed_ = true;
+      next_ = count_;
+    }
   }
 
   void serve() {
@@ -76,6 +83,7 @@ class Team {
   std::condition_variable start_, done_;
   const std::function<void(int)>* task_ = nullptr;
   std::atomic<int> next_{0};
+  std::atomic<bool> failed_{false};
   int count_ = 0, busy_ = 0;
   long round_ = 0;
   bool closing_ = false;
