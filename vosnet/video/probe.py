@@ -143,19 +143,15 @@ def probe_video(path: Path) -> Probe:
 
 
 def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
-    import av
-
+    stream.codec_context.thread_count = 1
     scan = _Scan()
     first_key: int | None = None
     for packet in packets(container, stream):
         if isinstance(packet, Exception):
             scan.read_errors += 1
             continue
-        if scan.first is None:
-            try:
-                scan.first = next(iter(packet.decode()), None)
-            except av.FFmpegError:
-                scan.first = None  # the next packet may do; a frame that never decodes is counted when read
+        if scan.first is None and packet.is_keyframe:
+            scan.first = _decode_alone(packet, stream)
         if not packet.size:
             continue
         if packet.is_keyframe and packet.pts is not None:
@@ -168,6 +164,18 @@ def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
         else:
             scan.shown.append(packet.pts)
     return scan
+
+
+def _decode_alone(packet: av.Packet[VideoStream], stream: VideoStream) -> av.VideoFrame | None:
+    """The frame of a key packet, without waiting for the frames that follow it; None when it is damaged."""
+    import av
+
+    try:
+        frames = [*packet.decode(), *stream.codec_context.decode(None)]
+    except av.FFmpegError:
+        frames = []  # the next key frame may do; a frame that never decodes is counted when it is read
+    stream.codec_context.flush_buffers()
+    return frames[0] if frames else None
 
 
 def _packet_index(scan: _Scan, stream: VideoStream) -> PacketIndex | None:
