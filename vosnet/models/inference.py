@@ -117,7 +117,9 @@ class FeatureExtractor:
             InputError: not [N, H, W, 3] uint8 (E280).
         """
         tensor = (
-            frames if isinstance(frames, Tensor) else torch.from_numpy(np.require(frames, requirements="W"))
+            frames
+            if isinstance(frames, Tensor)
+            else torch.from_numpy(np.require(frames, requirements=["C", "W"]))
         )
         if tensor.ndim != 4 or tensor.shape[-1] != 3 or tensor.dtype != torch.uint8:
             message = f"frames must be [H, W, 3] uint8 RGB, got {list(tensor.shape[1:])} {tensor.dtype}"

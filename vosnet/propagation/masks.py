@@ -43,7 +43,7 @@ def mask_to_values(
         protocol: `mask_down` and `down_align_corners` say how.
         output_stride: pixels per cell, the step of "slice".
     """
-    labels = torch.from_numpy(np.ascontiguousarray(mask))
+    labels = torch.from_numpy(mask.astype(np.uint8, order="C"))  # a copy: the mask may be read-only
     seen = input_size((labels.shape[0], labels.shape[1]), protocol)
     # one object at a time: 255 full-size float masks of a 4K frame would take gigabytes
     values = [_to_grid((labels == i).float()[None, None], seen, grid, protocol, output_stride) for i in ids]

@@ -286,7 +286,7 @@ def test_f25_a_malicious_pickle_is_never_executed(tmp_path: Path, container: str
     file, canary = tmp_path / "evil.pth", tmp_path / "canary"
     payload: Any = Payload(canary)
     if container == "bare":
-        file.write_bytes(pickle.dumps(payload))
+        file.write_bytes(pickle.dumps(payload, protocol=2))
     elif container == "namespace":
         torch.save({"args": argparse.Namespace(x=payload), "model": plain_state("layer2")}, file)
     else:

@@ -47,6 +47,17 @@ def test_odd_sizes_come_back_exactly() -> None:
         assert results[-1].probs.shape == (2, *size)
 
 
+@pytest.mark.filterwarnings("error")
+def test_views_and_read_only_arrays_are_fine() -> None:
+    frames, mask = make_scene(3), make_mask({1: BOX})
+    plain = [
+        r.mask for r in make_propagator().propagate(frames[:, :, ::-1].copy(), {0: mask[:, ::-1].copy()})
+    ]
+    frames.flags.writeable = mask.flags.writeable = False
+    views = [r.mask for r in make_propagator().propagate(frames[:, :, ::-1], {0: mask[:, ::-1]})]
+    assert np.array_equal(plain, views)
+
+
 def test_probs_at_full_size_decide_the_mask() -> None:
     result = list(make_propagator().propagate(make_scene(4), {0: make_mask({4: BOX, 9: (24, 40, 48, 72)})}))[
         -1
