@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.support.toy_training import losses, train_toy
 from vosnet.errors import LockedError, VosnetError
+from vosnet.training.journal import read_rows
 from vosnet.training.lock import RunLock
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -204,7 +205,9 @@ def test_f31_two_ranks_continue_bit_for_bit(tmp_path: Path) -> None:
 def test_f32_a_nan_on_one_rank_is_skipped_by_both(tmp_path: Path) -> None:
     answers = _two_ranks(tmp_path / "run", tmp_path / "answers", [BATCH, BATCH], "nan")
     assert answers == ["done", "done"]
-    assert [loss is None for loss in losses(tmp_path / "run").values()] == [False, True, False]
+    rows = read_rows(tmp_path / "run")
+    assert [row["loss"] is None for row in rows] == [False, True, False]
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 1]
 
 
 def test_f38_when_a_rank_dies_the_other_ends_with_a_message(tmp_path: Path) -> None:
