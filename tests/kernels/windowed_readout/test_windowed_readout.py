@@ -164,3 +164,15 @@ def test_autocast_does_not_round_the_logits(device: torch.device) -> None:
     with torch.autocast(device.type, dtype=torch.bfloat16):
         cast = with_gradients(windowed_readout, tensors, torch.float32, radius=2)
     assert all(torch.equal(a, b) for a, b in zip(plain, cast))
+
+
+def test_fast_matmul_settings_do_not_round_the_logits(device: torch.device) -> None:
+    tensors = tuple(tensor.to(device) for tensor in inputs((1, 1, 64, 17, 17, 2)))
+    plain = with_gradients(windowed_readout, tensors, torch.float32, radius=4)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        fast = with_gradients(windowed_readout, tensors, torch.float32, radius=4)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert all(torch.equal(a, b) for a, b in zip(plain, fast))
