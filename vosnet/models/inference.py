@@ -59,7 +59,7 @@ class FeatureExtractor:
         device: where the encoder runs.
         precision: "bfloat16" runs convolutions under autocast; "auto" does so for our encoders where the
             device is fast at it; "float32" never.
-        compiled: run through torch.compile with a full graph and dynamic sizes; pays on long clips.
+        compiled: run through torch.compile: one full graph that serves all sizes.
 
     Attributes:
         precision_note: which precision was chosen, and why.
