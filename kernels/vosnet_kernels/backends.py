@@ -42,6 +42,7 @@ def cuda_backend(op: str, device: torch.device) -> Backend:
     obstacle = can_use_triton(device)
     if obstacle is None:
         return Backend("triton", f"{op} runs its Triton kernels on {torch.cuda.get_device_name(device)}")
+    _warn_of_fallback(op, obstacle)
     return Backend("torch", f"{op} runs as tiled matmuls: {obstacle}")
 
 
@@ -58,6 +59,11 @@ def can_use_triton(device: torch.device) -> str | None:
 def log_choice(op: str, backend: Backend) -> None:
     """Tell the debug log which implementation serves this call."""
     logger.debug("%s: %s (%s)", op, backend.name, backend.reason)
+
+
+@functools.cache  # once per op and reason
+def _warn_of_fallback(op: str, obstacle: str) -> None:
+    logger.warning("%s runs as tiled matmuls on the GPU, which is slower: %s", op, obstacle)
 
 
 @functools.cache

@@ -71,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PartialFailureError(
             "E301", f"{len(failures)} of {len(jobs)} clips failed", f"See {options.out / 'summary.json'}"
         )
+    bad = sum(len(result["bad_frames"]) for result in results)
+    if bad:
+        raise PartialFailureError(
+            "E303", f"{bad} frames could not be decoded and hold the picture before them", "See result.json."
+        )
     return 0
 
 
@@ -217,8 +222,8 @@ def _propagate(
     if export.overlay:
         say(f"overlay: {job.out / 'overlay.mp4'}")
     say(f"pictures: {job.out / 'sheet.jpg'}; summary: {job.out / 'result.json'}")
-    if report["bad_frames"]:
-        say(f"{len(report['bad_frames'])} frames could not be decoded and hold the mask before them")
+    for warning in report["warnings"]:
+        say(f"{job.video}: {warning}")
     return {"out": str(job.out), **report}
 
 

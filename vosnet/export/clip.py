@@ -96,6 +96,7 @@ def propagate_clip(
         "frames": len(selection),
         "decoder": {"name": reader.decoder, "reason": reader.reason},
         "bad_frames": reader.bad_frames,
+        "warnings": reader.warnings,
         "encoder": propagator.source,
         "device": propagator.device,
         "protocol": vars(propagator.protocol),

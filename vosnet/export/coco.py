@@ -21,7 +21,7 @@ class CocoVideo:
         try:
             from pycocotools import mask as coco_mask
         except ImportError as error:
-            raise UsageError("E107", "COCO output needs pycocotools", 'pip install "vosnet[coco]"') from error
+            raise UsageError("E117", "COCO output needs pycocotools", 'pip install "vosnet[coco]"') from error
         self._encode = coco_mask.encode
         self._num_frames = len(file_names)
         self._video = {"id": 1, "file_names": file_names, "height": size[0], "width": size[1], "name": name}

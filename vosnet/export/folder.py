@@ -44,7 +44,7 @@ class ResultFolder:
             _require_same(stored, settings, self.root)
         elif any(path.name != ".lock" for path in self.root.iterdir()):
             hint = "Give another --out, or --resume to continue, or --overwrite to replace what it made."
-            raise UsageError("E105", f"output folder {self.root} is not empty", hint)
+            raise UsageError("E118", f"output folder {self.root} is not empty", hint)
         for folder in {
             path.parent for path in [self.root / _FILES, *(self.root / name for name in self._made)]
         }:
@@ -97,4 +97,4 @@ def _require_same(stored: dict[str, Any], settings: dict[str, Any], root: Path) 
     changed = sorted(key for key in stored.keys() | fresh.keys() if stored.get(key) != fresh.get(key))
     if changed:
         shown = "; ".join(f"{key} was {stored.get(key)!r}, now {fresh.get(key)!r}" for key in changed[:3])
-        raise UsageError("E106", f"cannot resume {root}: {shown}", "Use the same settings, or --overwrite.")
+        raise UsageError("E119", f"cannot resume {root}: {shown}", "Use the same settings, or --overwrite.")

@@ -1,12 +1,10 @@
 """Encoders: from frames to features, and the files they live in."""
 
 from vosnet.models.checkpoint import LoadedEncoder, load_encoder, save_encoder
-from vosnet.models.encoder import IMAGENET_MEAN, IMAGENET_STD, CallableEncoder, Encoder, build_encoder
+from vosnet.models.encoder import CallableEncoder, Encoder, build_encoder
 from vosnet.models.head import ProjectionHead
 
 __all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
     "CallableEncoder",
     "Encoder",
     "LoadedEncoder",

@@ -13,8 +13,6 @@ from vosnet.errors import UsageError
 from vosnet.models.head import ProjectionHead
 from vosnet.models.resnet import BLOCKS, STAGES, Arch, Padding, make_stage, stage_dim, stage_strides
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 LAYERS = ("layer2", "layer3", "layer4", "head")
 OUTPUT_STRIDES = (4, 8, 16, 32)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vosnet.errors import InputError, UsageError
-from vosnet.models.encoder import IMAGENET_MEAN, IMAGENET_STD, CallableEncoder, Encoder
+from vosnet.models.encoder import CallableEncoder, Encoder
+from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 Precision = Literal["auto", "float32", "bfloat16"]
 

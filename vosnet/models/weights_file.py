@@ -16,9 +16,9 @@ from torch import Tensor
 
 from vosnet import files
 from vosnet.errors import InputError
-from vosnet.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from vosnet.models.foreign import EncoderState, recognize
 from vosnet.models.untrusted import load_pickled_tensors
+from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 METADATA_KEY = "vosnet"
 

@@ -11,13 +11,14 @@ import numpy as np
 from torch import Tensor
 
 from vosnet.errors import InputError, UsageError
-from vosnet.models import IMAGENET_MEAN, IMAGENET_STD, CallableEncoder, load_encoder
+from vosnet.models import CallableEncoder, load_encoder
 from vosnet.models.inference import FeatureExtractor, Precision, choose_device
 from vosnet.models.resnet import Arch
 from vosnet.propagation.masks import upsample
 from vosnet.propagation.protocol import Protocol, make_protocol
 from vosnet.propagation.spill import Spill, fingerprint
 from vosnet.propagation.tracker import Tracker, object_ids
+from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 Direction = Literal["forward", "backward", "both"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vosnet.recipe.schema import RECIPE_VERSION
 
-# Version 1 (before the first release) kept these keys elsewhere.
+# Nothing was ever released with version 1: these renames keep the way for the first real one open and tested.
 RENAMED_IN_2 = {
     ("training", "ema"): ("training", "ema_decay"),
     ("training", "grad_clip"): ("training", "clip_grad_norm"),

@@ -82,7 +82,7 @@ class Scene:
     ) -> None:
         if min(size) < 48 or not 1 <= num_objects <= 254 or num_distractors < 0:
             raise UsageError(
-                "E101",
+                "E116",
                 f"a scene needs sides >= 48 and 1 to 254 objects, got size {size}, {num_objects} objects, "
                 f"{num_distractors} distractors",
             )

@@ -125,7 +125,7 @@ class CheckpointFolder:
                 warn(f"{error.message}; using the checkpoint before it")
         if steps:
             hint = "Start again with --overwrite."
-            raise InputError("E213", f"every checkpoint in {self.folder} is damaged", hint)
+            raise InputError("E273", f"every checkpoint in {self.folder} is damaged", hint)
         return None
 
     def clean(self) -> None:
@@ -172,14 +172,14 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         info = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
         digests = dict(info.pop("files"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("E213", f"checkpoint {folder} has no readable manifest ({error})") from error
+        raise InputError("E273", f"checkpoint {folder} has no readable manifest ({error})") from error
     for name in (MODEL_NAME, STATE_NAME):
         path = folder / name
         if not path.is_file():
-            raise InputError("E213", f"checkpoint file {path} is missing")
+            raise InputError("E273", f"checkpoint file {path} is missing")
         if files.sha256(path) != digests.get(name):
-            raise InputError("E213", f"checkpoint file {path} is damaged: its SHA-256 is not the manifest's")
+            raise InputError("E273", f"checkpoint file {path} is damaged: its SHA-256 is not the manifest's")
     state = load_pickled_tensors(folder / STATE_NAME)
     if not isinstance(state, dict):
-        raise InputError("E213", f"checkpoint file {folder / STATE_NAME} holds no training state")
+        raise InputError("E273", f"checkpoint file {folder / STATE_NAME} holds no training state")
     return Checkpoint(folder, state, info)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.zoo import corrupt
 from vosnet.commands.cli import run
 from vosnet.commands.propagate import main
 from vosnet.export.clip import MaskWriter
@@ -161,6 +162,22 @@ def test_f16_a_mask_of_another_size_is_resized_only_when_asked(frames: Path, tmp
     assert propagate(*arguments) == 4
     assert propagate(*arguments, "--resize-mask", "nearest") == 0
     assert masks_in(tmp_path / "out")["1.png"].shape == (64, 96)
+
+
+def test_f07_frames_that_cannot_be_decoded_hold_the_mask_and_exit_3(
+    mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_video(tmp_path / "whole.mp4", make_clip(7, num_frames=60, size=(64, 96)))
+    damaged = corrupt(tmp_path / "whole.mp4", tmp_path / "damaged.mp4", 0.5, 6000)
+    out = tmp_path / "out"
+    assert propagate("--video", damaged, "--mask", mask, "--out", out, "--no-overlay") == 3
+    bad = json.loads((out / "result.json").read_text())["bad_frames"]
+    assert f"E303 {len(bad)} frames could not be decoded" in capsys.readouterr().err
+    masks = masks_in(out)
+    assert len(masks) == 60
+    assert (
+        propagate("--video", damaged, "--mask", mask, "--out", tmp_path / "o2", "--on-bad-frame", "stop") == 4
+    )
 
 
 def test_f28_an_earlier_result_is_refused_then_overwritten(frames: Path, mask: Path, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from vosnet.errors import InputError, UsageError
-from vosnet.models import IMAGENET_MEAN, IMAGENET_STD, CallableEncoder, build_encoder, inference
+from vosnet.models import CallableEncoder, build_encoder, inference
 from vosnet.models.inference import FeatureExtractor, can_autocast_bfloat16
+from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 FRAME = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), np.uint8)
 

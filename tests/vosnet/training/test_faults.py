@@ -204,10 +204,10 @@ def test_f24_a_missing_or_changed_file_is_noticed(tmp_path: Path, name: str) -> 
     folder = write_checkpoint(tmp_path)
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-3])
-    with pytest.raises(InputError, match="E213"):
+    with pytest.raises(InputError, match="E273"):
         load_checkpoint(folder)
     (folder / name).unlink()
-    with pytest.raises(InputError, match="E213"):
+    with pytest.raises(InputError, match="E273"):
         load_checkpoint(folder)
 
 

@@ -197,7 +197,7 @@ def test_f24_when_all_checkpoints_are_damaged_nothing_is_trained(tmp_path: Path)
     out = tmp_path / "run"
     train_toy(out, "schedule={steps: 1}")
     (out / "checkpoints" / "step_00000001" / "state.pt").write_bytes(b"")
-    with pytest.raises(InputError, match="E213 every checkpoint"):
+    with pytest.raises(InputError, match="E273 every checkpoint"):
         train_toy(out, "schedule={steps: 2}", resume="auto")
 
 
