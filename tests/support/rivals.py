@@ -50,6 +50,25 @@ def knn_dense(
     return torch.cat(rows).t().reshape(1, -1, h, w).to(value.dtype)
 
 
+def knn_dense_key_axis(
+    query: Tensor, memory: Tensor, value: Tensor, *, k: int, temperature: float, radius: int
+) -> Tensor:
+    """The same with memory cells along the first axis, [T * hw, hw], and the k best taken along it.
+
+    That is the order in which label propagation is published (mask added, divided by the temperature, top k
+    over the 21 * hw axis); `knn_dense` is kinder to the sort.
+    """
+    T, _, h, w = memory.shape[1:]
+    keys = memory[0].float().flatten(2).transpose(1, 2).reshape(T * h * w, -1)
+    labels = value[0].float().flatten(2).transpose(1, 2).reshape(T * h * w, -1)
+    far = torch.where(window(h, w, radius, query.device), 0.0, MASKED)
+    scores = (keys @ query[0].float().flatten(1)).view(T, h * w, h * w)
+    scores += far
+    best, cell = (scores.view(T * h * w, h * w) / temperature).topk(k, dim=0)
+    copied = (labels[cell] * torch.softmax(best, dim=0)[..., None]).sum(0)
+    return copied.t().reshape(1, -1, h, w).to(value.dtype)
+
+
 def knn_unfold(
     query: Tensor, memory: Tensor, value: Tensor, *, k: int, temperature: float, radius: int
 ) -> Tensor:
