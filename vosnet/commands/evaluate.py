@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     what = parser.add_argument_group("what is evaluated").add_mutually_exclusive_group(required=True)
     what.add_argument("--results", type=expand, metavar="DIR", help="folder with SEQUENCE/FRAME.png")
-    what.add_argument("--checkpoint", metavar="RUN_OR_FILE", help="run folder, weights file, or 'random'")
+    what.add_argument(
+        "--checkpoint", metavar="RUN_OR_FILE", help="run folder, weights file, 'random' or 'shipped'"
+    )
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two result folders, or two JSON files")
     method = parser.add_argument_group("with --checkpoint")
     method.add_argument("--preset", help="inference protocol (default: the checkpoint's, else dul)")

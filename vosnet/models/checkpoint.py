@@ -30,6 +30,7 @@ from vosnet.models.weights_file import (
 )
 
 RANDOM = "random"
+SHIPPED = "shipped"
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def load_encoder(
     """The encoder at `path`: ours, or a checkpoint of DUL, CRW, VFS, torchvision, timm or DINO.
 
     Args:
-        path: a file, a run folder, "random" for He initialisation from `seed`, or None for the shipped
-            weights (the random encoder while none are installed).
+        path: a file, a run folder, "random" for He initialisation from `seed`, or None or "shipped"
+            for the shipped weights (the random encoder while none are installed).
         layer: what to read ("layer2", "layer3", "layer4", "head"). None: what the file says; else
             `default_layer`, or the deepest stage of a file that ends before it.
         default_layer: the layer for files that do not say one, and for "random".
@@ -113,7 +114,7 @@ def load_encoder(
         InputError: not found (E270), unreadable (E271), holds code (E272), damaged (E273), no ResNet in it
             or one that does not fit (E274).
     """
-    if path is None:
+    if path is None or str(path) == SHIPPED:
         path = shipped_weights() or RANDOM
         note = ": no trained weights are installed" if path == RANDOM else ""
     else:

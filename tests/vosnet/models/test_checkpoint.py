@@ -184,6 +184,7 @@ def test_no_path_means_the_shipped_weights_or_says_that_there_are_none(
     save_encoder(file, build_encoder(layer="layer2"), {"preset": "dul"})
     monkeypatch.setattr(checkpoint_module, "shipped_weights", lambda: file)
     assert load_encoder(None).source.startswith(str(file))
+    assert load_encoder("shipped").source == load_encoder(None).source
 
 
 def test_f24_a_network_that_does_not_fit_lists_missing_and_unexpected_parts(tmp_path: Path) -> None:
