@@ -87,9 +87,11 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
         with _sigterm_unwinds():
             code = command(argv)
             sys.stdout.flush()
-            return code
     except BaseException as error:  # the outermost frame: every way a command can end is decided here
-        return _report(error)
+        code = _report(error)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _leave_at_once(code)
+    return code
 
 
 def entry_point() -> NoReturn:
@@ -142,6 +144,18 @@ def _report(error: BaseException) -> int:
     if translated is not None and not isinstance(error, FileNotFoundError):
         return _say(str(translated), translated.exit_code)
     return _say(_unexpected(error), 1)
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End a rank of torchrun without the interpreter's own shutdown.
+
+    Now and then a thread of torch's gloo aborts that shutdown ("terminate called without an active
+    exception", seen with torch 2.13), and torchrun then stops the ranks that are still at work.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the reader may be gone
+            stream.flush()
+    os._exit(code)
 
 
 def _unexpected(error: BaseException) -> str:

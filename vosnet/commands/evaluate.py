@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             results = options.results
         if not ranks.is_main:
-            ranks.leave()
+            return 0
         if options.compare:
             return _compare_folders(options, benchmark)
         if options.submission:

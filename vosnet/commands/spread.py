@@ -6,12 +6,11 @@ import contextlib
 import datetime as dt
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from vosnet.errors import OutOfMemoryError
 from vosnet.progress import Progress
@@ -79,19 +78,6 @@ class Ranks:
     def wait(self) -> None:
         """Until every rank is here."""
         self.gather(None)
-
-    def leave(self) -> NoReturn:
-        """End this process, whose work is done, without the interpreter's own shutdown.
-
-        Now and then a thread below torch aborts that shutdown ("terminate called without an active
-        exception", 2 of 30 runs on a busy machine), and torchrun then stops the rank that still scores.
-        """
-        import torch.distributed as dist
-
-        dist.destroy_process_group()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, by rank."""

@@ -175,7 +175,7 @@ def test_losses_are_computed_in_float32_under_autocast() -> None:
 
 
 TWO_RANKS = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 from tests.support.dul import cells, toy_objective
 from tests.vosnet.objectives.test_dense_correspondence import grids, random_views, THETA
 from vosnet.objectives.dense_correspondence import make_targets
@@ -192,6 +192,7 @@ anchors, pairs = gather_ranks(targets.anchors), gather_ranks(targets.cross_view)
 losses = toy_objective().losses(cells(main), targets, anchors, pairs, world()[0])
 (sum(losses) / 2).backward()  # DDP averages gradients over ranks
 torch.save([torch.stack(losses).detach(), main.grad, view.grad], sys.argv[2] + f".{rank}")
+os._exit(0)  # gloo's threads now and then abort the interpreter's own shutdown
 """
 
 
