@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.devices import DEVICES
 from tests.support.machine import describe
 
 
@@ -13,18 +14,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info.update(describe())
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-            ],
-        ),
-    ]
-)
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device at hand."""
     return torch.device(request.param)

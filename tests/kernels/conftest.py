@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.support.devices import DEVICES
 from tests.support.interpreter import Interpreter
 from tests.support.poison import poison_empty
 
@@ -15,18 +16,7 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     poison_empty(monkeypatch.setattr)
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-            ],
-        ),
-    ]
-)
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device at hand: the same test function runs on each."""
     return torch.device(request.param)
