@@ -29,6 +29,9 @@ class Objective(nn.Module):
     def forward(self, clip: Clip) -> ObjectiveOutput:
         raise NotImplementedError
 
+    def after_step(self) -> None:
+        """Called after every optimizer step that was taken, for networks that follow the trained one."""
+
     def compile_graphs(self, backend: str = "inductor") -> None:
         """Compile the networks and the loss in place, whole graphs only; parameter names do not change."""
         raise NotImplementedError

@@ -103,6 +103,7 @@ class Trainer:
         if limit is not None and grad_norm > limit:
             torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], limit / grad_norm)
         self.optimizer.step()
+        self.objective.after_step()
         if self.average is not None:
             self.average.update_parameters(self.objective.encoder)
 

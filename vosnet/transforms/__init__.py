@@ -2,6 +2,7 @@
 
 from vosnet.transforms.clip import Clip, Crops, assemble_clip
 from vosnet.transforms.crop import crop_frames, resize_short_side
+from vosnet.transforms.draws import more_draws
 from vosnet.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize_images
 from vosnet.transforms.similarity import (
     invert_similarity,
@@ -20,6 +21,7 @@ __all__ = [
     "assemble_clip",
     "crop_frames",
     "invert_similarity",
+    "more_draws",
     "nearest_index",
     "normalize_images",
     "random_similarity",
