@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vosnet_kernels import knn_propagate, workspace_bytes, workspace_limit
+from vosnet_kernels import knn_propagate, windowed_readout, workspace_bytes, workspace_limit
 
 MAX_CHANNELS = 32  # value channels per call; the kernels keep their read-out in registers
 
@@ -30,6 +31,12 @@ class Chunks:
     def workspace(self) -> int:
         """Bytes in force."""
         return workspace_bytes() if self.workspace_bytes is None else self.workspace_bytes
+
+    def limit(self) -> AbstractContextManager[None]:
+        """Within it, kernel calls keep to the workspace."""
+        if self.workspace_bytes is None:
+            return contextlib.nullcontext()
+        return workspace_limit(self.workspace_bytes)
 
 
 @dataclass(frozen=True)
@@ -77,12 +84,7 @@ def nearest_readout(
         Readout, [M, h, w].
     """
     chunks = chunks or Chunks()
-    limit = (
-        contextlib.nullcontext()
-        if chunks.workspace_bytes is None
-        else workspace_limit(chunks.workspace_bytes)
-    )
-    with limit:
+    with chunks.limit():
         parts = [
             knn_propagate(
                 query[None],
@@ -93,6 +95,46 @@ def nearest_readout(
                 radius=neighborhood.radius,
                 shape=neighborhood.shape,
                 global_frames=neighborhood.global_frames,
+            )[0]
+            for part in torch.split(value, chunks.channels, dim=1)
+        ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def window_readout(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    *,
+    temperature: float,
+    radius: int,
+    outside: str = "exclude",
+    chunks: Chunks | None = None,
+) -> Tensor:
+    """Softmax over every cell of each query cell's windows, applied to their values.
+
+    Args:
+        query: features of one frame, [C, h, w].
+        memory: features of its context, [T, C, h, w].
+        value: what is copied, [T, M, h, w]; any number of channels.
+        temperature: divides the dot products.
+        radius: half-side of the windows, cells.
+        outside: what becomes of cells beyond the frame; see `windowed_readout`.
+        chunks: how much is done at once.
+
+    Returns:
+        Readout, [M, h, w].
+    """
+    chunks = chunks or Chunks()
+    with chunks.limit():
+        parts = [
+            windowed_readout(
+                query[None],
+                memory[None],
+                part[None].contiguous(),
+                radius=radius,
+                temperature=temperature,
+                outside=outside,
             )[0]
             for part in torch.split(value, chunks.channels, dim=1)
         ]

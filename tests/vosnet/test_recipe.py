@@ -298,6 +298,16 @@ def test_overrides_can_bring_a_section_that_is_not_in_the_file() -> None:
     assert validation.root == "/davis"
 
 
+def test_a_recipe_names_the_preset_its_weights_are_propagated_with() -> None:
+    assert parse_recipe(BASE).recipe.preset == "dul"
+    assert parse_recipe(BASE, ["preset=crw"]).recipe.preset == "crw"
+    (message,) = problems(BASE, ["preset=crv"])
+    assert "preset 'crv' is unknown; known are" in message
+    section = ["validation.root=/davis", "validation.split=val", "validation.every_steps=5"]
+    (message,) = problems(BASE, [*section, "validation.preset=crv"])
+    assert "validation.preset" in message
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

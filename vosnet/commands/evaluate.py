@@ -85,7 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two result folders, or two JSON files")
     method = parser.add_argument_group("with --checkpoint")
-    method.add_argument("--preset", help="inference protocol (default: the checkpoint's, else dul)")
+    method.add_argument(
+        "--preset",
+        help="inference protocol (default: the one its recipe gave the checkpoint, else dul; shipped: dul)",
+    )
     method.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override a protocol switch"
     )

@@ -107,7 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     method.add_argument(
         "--checkpoint", help="run folder or weights file, or 'random' (default: shipped weights)"
     )
-    method.add_argument("--preset", help="inference protocol (default: the checkpoint's, else dul)")
+    method.add_argument(
+        "--preset",
+        help="inference protocol (default: the one its recipe gave the checkpoint, else dul; shipped: dul)",
+    )
     method.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override a protocol switch"
     )

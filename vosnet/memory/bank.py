@@ -40,10 +40,11 @@ class MemoryBank:
         rule: see `context_frames`.
         num_recent: frames in the ring.
         k: neighbours per query: more than k copies of a frame cannot be chosen, so only k are read. The
-            multiset of the k nearest, and therefore the read-out, is that of the full context.
+            multiset of the k nearest, and therefore the read-out, is that of the full context. None reads
+            every copy.
     """
 
-    def __init__(self, rule: ContextRule, num_recent: int, k: int) -> None:
+    def __init__(self, rule: ContextRule, num_recent: int, k: int | None) -> None:
         self.rule, self.num_recent, self.k = rule, num_recent, k
         self.contexts: list[Context] = []
         self.length = 0  # frames seen
@@ -96,7 +97,7 @@ class MemoryBank:
         """
         frames = context_frames(self.length, self.num_recent, self.rule, context.start)[1:]
         repeated = frames.count(context.start) if self.rule == "replicate" else 0
-        ring, copies = frames[repeated:], min(repeated, self.k - 1)
+        ring, copies = frames[repeated:], repeated if self.k is None else min(repeated, self.k - 1)
         if context.start == 0 or len(ring) == self.num_recent:
             self._bring_to_front(context)
             count = 1 + len(ring) + copies

@@ -15,7 +15,7 @@ from vosnet.models import CallableEncoder, load_encoder
 from vosnet.models.inference import FeatureExtractor, Precision, choose_device
 from vosnet.models.resnet import Arch
 from vosnet.propagation.masks import upsample
-from vosnet.propagation.protocol import Protocol, make_protocol
+from vosnet.propagation.protocol import Protocol, check_switches, make_protocol
 from vosnet.propagation.spill import Spill, fingerprint
 from vosnet.propagation.tracker import Tracker, object_ids
 from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -87,7 +87,7 @@ class Propagator:
         Args:
             path: a weights file or run folder, "random" for an untrained encoder, or None for the shipped
                 weights (the random encoder while none are installed; `source` says which).
-            preset: "dul", "crw", "vfs" or "dino"; None is the one the checkpoint names, else "dul".
+            preset: a name in `PRESETS`; None is the one the checkpoint names, else "dul".
             device: "auto", "cpu", "cuda" or "cuda:1".
             arch: network of the random encoder.
             seed: of the random encoder.
@@ -102,7 +102,9 @@ class Propagator:
             InputError: the checkpoint cannot be used (E270-E274).
         """
         target = choose_device(device)
-        make_protocol(preset or "dul", **overrides)  # wrong switches are reported before anything is read
+        check_switches(overrides)  # what is wrong is reported before anything is read, where it can be
+        if preset is not None:
+            make_protocol(preset, **overrides)
         layer = overrides.get("layer")
         wanted = make_protocol(preset or "dul").layer
         loaded = load_encoder(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from vosnet.errors import UsageError
 from vosnet.matching import Neighborhood
 from vosnet.memory import CONTEXT_RULES, ContextRule
+
+SQRT_DIM = "sqrt_dim"
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,9 @@ class Protocol:
         first_frame: "global" searches the whole reference frame, "local" only the neighbourhood.
         context: which frames are read; see `vosnet.memory.context_frames`.
         num_recent: recent frames besides the reference frame.
-        k: neighbours per query cell.
-        temperature: divides the cosines before the softmax over the k neighbours.
+        k: neighbours per query cell; None with readout "window".
+        temperature: divides the dot products before the softmax; "sqrt_dim" is the square root of the number
+            of feature channels.
         mask_down: mask to feature grid: "bilinear" (soft, of one-hot masks), "nearest" (cell centres) or
             "slice" (every output_stride-th pixel from the top left).
         down_align_corners: where "bilinear" puts the grid: corner pixels on corner cells, or half-pixel
@@ -34,6 +39,11 @@ class Protocol:
         up_align_corners: as `down_align_corners`, on the way up.
         min_max: stretch each object's map over the frame to 0..1 before the decision.
         memory_values: "soft" keeps read-outs, "hard" keeps the decided mask.
+        readout: "nearest": softmax over the k most similar cells of all neighbourhoods; "window": over every
+            cell of them.
+        normalize: compare L2-normalized features, so that dot products are cosines.
+        outside: "window" only: cells beyond the frame get no weight ("exclude"), or keep logit 0 and copy
+            nothing ("zero").
         short_side: resize frames to this shorter side, pixels; None keeps the size.
         multiple: make both sides multiples of this; 1 leaves them.
         rounding: "floor" or "up" to that multiple; the aspect ratio may change a little.
@@ -49,14 +59,17 @@ class Protocol:
     first_frame: Literal["global", "local"]
     context: ContextRule
     num_recent: int
-    k: int
-    temperature: float
+    k: int | None
+    temperature: float | Literal["sqrt_dim"]
     mask_down: Literal["bilinear", "nearest", "slice"]
     down_align_corners: bool
     mask_up: Literal["bilinear", "nearest"]
     up_align_corners: bool
     min_max: bool
     memory_values: Literal["soft", "hard"]
+    readout: Literal["nearest", "window"] = "nearest"
+    normalize: bool = True
+    outside: Literal["exclude", "zero"] = "exclude"
     short_side: int | None = None
     multiple: int = 1
     rounding: Literal["floor", "up"] = "floor"
@@ -73,13 +86,37 @@ class Protocol:
                 raise UsageError("E164", f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.num_recent, int) or self.num_recent < 0:
             raise UsageError("E164", f"num_recent must be a whole number, 0 or more, got {self.num_recent!r}")
-        if not 0 < self.temperature < float("inf"):
+        if isinstance(self.temperature, str):
+            if self.temperature != SQRT_DIM:
+                message = f"temperature must be a number or {SQRT_DIM!r}, got {self.temperature!r}"
+                raise UsageError("E164", message)
+        elif not 0 < self.temperature < float("inf"):
             raise UsageError("E164", f"temperature must be positive, got {self.temperature!r}")
         if self.shape == "disc" and not self.strict:
             message = "a disc is strict (distance < radius); no kernel searches a closed one"
             raise UsageError(
                 "E164", message, "Use strict=True; radius + 1 also holds all of the closed disc."
             )
+        self._check_readout()
+
+    def _check_readout(self) -> None:
+        if self.readout == "nearest":
+            if self.k is None:
+                raise UsageError("E170", "readout 'nearest' needs k, the neighbours per query cell")
+            if self.outside != "exclude":
+                raise UsageError("E170", "outside belongs to readout 'window': neighbours lie in the frame")
+            return
+        if self.k is not None:
+            hint = "Use k=null, or readout=nearest."
+            raise UsageError("E170", f"readout 'window' weighs every cell, but k is {self.k}", hint)
+        if self.shape != "square" or self.first_frame != "local":
+            message = f"readout 'window' reads squares in every frame, got shape {self.shape!r}"
+            hint = "Use shape=square strict=false first_frame=local, or readout=nearest."
+            raise UsageError("E170", f"{message} and first_frame {self.first_frame!r}", hint)
+
+    def temperature_for(self, channels: int) -> float:
+        """The number that divides dot products of features with `channels` channels."""
+        return math.sqrt(channels) if isinstance(self.temperature, str) else self.temperature
 
     @property
     def neighborhood(self) -> Neighborhood:
@@ -95,6 +132,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "mask_down": ("bilinear", "nearest", "slice"),
     "mask_up": ("bilinear", "nearest"),
     "memory_values": ("soft", "hard"),
+    "readout": ("nearest", "window"),
+    "outside": ("exclude", "zero"),
     "rounding": ("floor", "up"),
     "decide_at": ("source", "input"),
 }
@@ -163,10 +202,15 @@ def make_protocol(preset: str, **overrides: Any) -> Protocol:
     """
     if preset not in PRESETS:
         raise UsageError("E164", f"preset {preset!r} is unknown", f"Known: {', '.join(PRESETS)}.")
+    check_switches(overrides)
+    return dataclasses.replace(PRESETS[preset], **overrides)
+
+
+def check_switches(names: Iterable[str]) -> None:
+    """Raise unless all are switches of a protocol (E164)."""
     known = [field.name for field in dataclasses.fields(Protocol)]
-    for name in overrides:
+    for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
             raise UsageError("E164", f"{name!r} is no switch of a propagation protocol", hint)
-    return dataclasses.replace(PRESETS[preset], **overrides)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vosnet.errors import InputError
-from vosnet.matching import Chunks, nearest_readout, normalize_features
+from vosnet.matching import Chunks, nearest_readout, normalize_features, window_readout
 from vosnet.memory import Context, MemoryBank
 from vosnet.models.inference import FeatureExtractor
 from vosnet.propagation.ladder import Ladder, Rung
@@ -124,7 +124,8 @@ class Tracker:
 
     def _features(self, frame: np.ndarray) -> Tensor:
         assert self.size is not None
-        return normalize_features(self.extractor(frame[None], input_size(self.size, self.protocol))[0])
+        features = self.extractor(frame[None], input_size(self.size, self.protocol))[0]
+        return normalize_features(features) if self.protocol.normalize else features
 
     def _channels(self, ids: list[int]) -> list[int]:
         """Value channels of `ids`; with background when no other reference frame answers for it."""
@@ -152,13 +153,26 @@ class Tracker:
 
     def _readout(self, features: Tensor, context: Context) -> Tensor:
         memory, values = self.bank.read(context)
-        return nearest_readout(
+        protocol = self.protocol
+        temperature = protocol.temperature_for(features.shape[0])
+        near = protocol.neighborhood
+        if protocol.k is not None:
+            return nearest_readout(
+                features,
+                memory,
+                values,
+                k=protocol.k,
+                temperature=temperature,
+                neighborhood=near,
+                chunks=self.chunks,
+            )
+        return window_readout(
             features,
             memory,
             values,
-            k=self.protocol.k,
-            temperature=self.protocol.temperature,
-            neighborhood=self.protocol.neighborhood,
+            temperature=temperature,
+            radius=near.radius,
+            outside=protocol.outside,
             chunks=self.chunks,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +23,16 @@ def tuple_from_list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def known_preset(name: str) -> str:
+    """`name`, if there is such a preset."""
+    from vosnet.propagation.protocol import PRESETS  # brings torch along, which listing recipes need not load
+
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is unknown; known are {', '.join(PRESETS)}")
+    return name
+
+
+Preset = Annotated[str, AfterValidator(known_preset)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -116,7 +127,7 @@ class ValidationSection(Section):
     root: str
     split: str | None = None
     sequences: Annotated[tuple[str, ...], BeforeValidator(tuple_from_list)] = ()
-    preset: str = "dul"
+    preset: Preset | None = None  # None: the recipe's own
     resolution: str = "480p"
     every_epochs: PositiveInt | None = None
     every_steps: PositiveInt | None = None
@@ -137,7 +148,7 @@ class ValidationSection(Section):
 
 
 class Recipe(Section):
-    """Everything that decides a training run.
+    """Everything that decides a training run, and the `preset` that its weights are propagated with.
 
     `objective` and `data` are checked against the signatures of what they configure, so that their keys are
     exactly those keyword arguments; see `vosnet.recipe.signatures`.
@@ -147,6 +158,7 @@ class Recipe(Section):
     title: str = ""
     seed: NonNegativeInt = 0
     deterministic: bool = False
+    preset: Preset = "dul"
     encoder: EncoderSection = EncoderSection()
     objective: dict[str, Any]
     data: dict[str, Any]

@@ -267,7 +267,7 @@ class _Run:
             "recipe_sha256": recipe_hash(self.recipe),
             "step": loop.step,
             "seconds": round(loop.elapsed_s(), 1),
-            "preset": "dul" if self.recipe.validation is None else self.recipe.validation.preset,
+            "preset": self.recipe.preset,
         }
         save_encoder(path, encoder, meta, half=False)
 

@@ -28,6 +28,7 @@ _FOLDERS = ("checkpoints", "tb", "eval", "diverged")
 # What may differ between a run and its continuation: nothing here changes what a step computes.
 MAY_CHANGE = (
     "title",
+    "preset",
     "schedule.epochs",
     "schedule.steps",
     "schedule.minutes",

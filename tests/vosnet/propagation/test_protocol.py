@@ -59,6 +59,31 @@ def test_impossible_values_are_refused_by_name(wrong: dict[str, object]) -> None
         make_protocol("dul", **wrong)
 
 
+WINDOW = {"readout": "window", "k": None, "shape": "square", "strict": False, "first_frame": "local"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        pytest.param({"k": None}, "'nearest' needs k", id="nearest-without-k"),
+        pytest.param({"outside": "zero"}, "outside belongs to readout 'window'", id="nearest-outside"),
+        pytest.param({**WINDOW, "k": 10}, "weighs every cell, but k is 10", id="window-with-k"),
+        pytest.param({**WINDOW, "shape": "disc", "strict": True}, "got shape 'disc'", id="window-disc"),
+        pytest.param({**WINDOW, "first_frame": "global"}, "first_frame 'global'", id="window-global"),
+    ],
+)
+def test_switches_that_do_not_go_together_are_refused(wrong: dict[str, object], reason: str) -> None:
+    with pytest.raises(UsageError, match=f"E170 .*{reason}"):
+        make_protocol("dul", **wrong)
+
+
+def test_a_temperature_may_follow_the_number_of_channels() -> None:
+    assert make_protocol("dul").temperature_for(64) == 0.05
+    assert make_protocol("dul", temperature="sqrt_dim").temperature_for(64) == 8.0
+    with pytest.raises(UsageError, match="E164 temperature must be a number or 'sqrt_dim', got 'sqrt'"):
+        make_protocol("dul", temperature="sqrt")
+
+
 def test_every_switch_can_be_overridden() -> None:
     protocol = make_protocol("dul", layer="layer3", shape="square", strict=False, first_frame="local")
     assert isinstance(protocol, Protocol)

@@ -9,9 +9,11 @@ import torch
 from tests.support.toy_training import losses, toy_recipe, train_toy
 from vosnet.errors import InputError, StorageError, UsageError
 from vosnet.models import load_encoder
+from vosnet.propagation import Propagator
 from vosnet.recipe import load_recipe
 from vosnet.training.journal import forget_rows_after, read_rows
 
+FINISHED = ("preset=crw", "training.ema_decay=0.9", "training.clip_grad_norm=5.0")
 KEYS = {
     "time", "step", "epoch", "split", "loss", "lr", "grad_norm", "samples_per_s", "images_per_s",
     "data_wait_s", "data_wait_share", "mem_peak_bytes", "elapsed_s", "skipped_steps",
@@ -21,7 +23,7 @@ KEYS = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    result = train_toy(out, "training.ema_decay=0.9", "training.clip_grad_norm=5.0")
+    result = train_toy(out, *FINISHED)
     assert (result.step, result.completed, result.exit_code) == (6, True, 0)
     return out
 
@@ -55,11 +57,14 @@ def test_the_run_folder_is_a_checkpoint(finished: Path) -> None:
     assert loaded.meta["layer"] == "layer2"
     assert loaded.meta["step"] == 6
     assert loaded.meta["recipe"] == "toy"
+    assert loaded.meta["preset"] == "crw"
+    assert Propagator.from_checkpoint(finished, device="cpu").protocol.up_align_corners is False
+    assert Propagator.from_checkpoint(finished, "dul", "cpu").protocol.up_align_corners is True
 
 
 def test_the_resolved_recipe_starts_the_same_run(finished: Path) -> None:
     again = load_recipe(finished / "recipe.resolved.yaml").recipe
-    assert again == toy_recipe("training.ema_decay=0.9", "training.clip_grad_norm=5.0").recipe
+    assert again == toy_recipe(*FINISHED).recipe
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
