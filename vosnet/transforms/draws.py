@@ -41,4 +41,5 @@ def _mixed(x: Tensor) -> Tensor:
 
 def _shifted(x: Tensor, by: int) -> Tensor:
     """`x >> by` without sign extension."""
-    return (x >> by) & (2 ** (64 - by) - 1)
+    shifted: Tensor = (x >> by) & (2 ** (64 - by) - 1)
+    return shifted
