@@ -19,7 +19,7 @@ from vosnet import files
 from vosnet.errors import InputError, UsageError
 from vosnet.models.encoder import Encoder, build_encoder
 from vosnet.models.head import ProjectionHead
-from vosnet.models.resnet import BLOCKS, STAGES, Arch, Padding
+from vosnet.models.resnet import STAGES, TRUNKS, Arch, Padding
 from vosnet.models.weights_file import (
     METADATA_KEY,
     Weights,
@@ -28,6 +28,7 @@ from vosnet.models.weights_file import (
     find_weights,
     read_weights,
 )
+from vosnet.transforms import ColorSpace
 
 RANDOM = "random"
 SHIPPED = "shipped"
@@ -39,8 +40,8 @@ class LoadedEncoder:
 
     Attributes:
         encoder: in eval mode, float32, on the CPU.
-        meta: arch, layer, output_stride, padding, mean, std and preset (None when unknown), and whatever
-            else was saved with it.
+        meta: arch, layer, output_stride, padding, color_space, mean, std and preset (None when unknown), and
+            whatever else was saved with it.
         source: one line for reports, such as "run/model.safetensors (resnet18, layer4)".
     """
 
@@ -62,9 +63,9 @@ def save_encoder(
     Args:
         path: the file to write.
         encoder: the network; a head of its own is saved too.
-        meta: JSON values to keep beside arch, layer, output_stride and padding, which are added; `mean`,
-            `std` (default ImageNet's), `preset` and `layer` (the one to read at test time) are understood
-            by `load_encoder`.
+        meta: JSON values to keep beside arch, layer, output_stride, padding and color_space, which are
+            added; `mean`, `std` (default ImageNet's), `preset` and `layer` (the one to read at test time)
+            are understood by `load_encoder`.
         half: store floating point tensors as float16 where they fit its range.
         head: a projection head that was trained on the encoder's output.
 
@@ -81,6 +82,7 @@ def save_encoder(
         "layer": encoder.layer,
         "output_stride": encoder.output_stride,
         "padding": encoder.padding,
+        "color_space": encoder.color_space,
         **meta,
         "content_sha256": content_hash(tensors),
     }
@@ -107,7 +109,7 @@ def load_encoder(
             `default_layer`, or the deepest stage of a file that ends before it.
         default_layer: the layer for files that do not say one, and for "random".
         output_stride: image pixels per feature cell; None is what the file says, else 8.
-        arch: network of the random encoder; files say theirs.
+        arch: network of the random encoder; files say theirs. Those of MAST see Lab.
         seed: of the random encoder.
 
     Raises:
@@ -144,9 +146,13 @@ def _stored(tensor: Tensor, half: bool) -> Tensor:  # noqa: FBT001 (private)
 
 
 def _random(arch: Arch, layer: str, output_stride: int, seed: int, note: str) -> LoadedEncoder:
-    encoder = build_encoder(arch, layer=layer, output_stride=output_stride, seed=seed)
+    color_space: ColorSpace = "lab" if arch.startswith("mast") else "rgb"
+    encoder = build_encoder(
+        arch, layer=layer, output_stride=output_stride, seed=seed, color_space=color_space
+    )
     meta = {
         **default_meta(),
+        "color_space": color_space,
         "arch": arch,
         "layer": layer,
         "output_stride": encoder.output_stride,
@@ -165,8 +171,8 @@ def _build(path: Path, weights: Weights, layer: str, output_stride: int) -> Enco
     tensors = weights.tensors
     arch = _arch_of(tensors)
     said = weights.meta.get("arch", arch)
-    if said not in BLOCKS:
-        raise InputError("E274", f"{path} holds a {said}; known are {', '.join(BLOCKS)}")
+    if said not in TRUNKS:
+        raise InputError("E274", f"{path} holds a {said}; known are {', '.join(TRUNKS)}")
     try:
         encoder = Encoder(
             arch=cast("Arch", said),
@@ -175,6 +181,8 @@ def _build(path: Path, weights: Weights, layer: str, output_stride: int) -> Enco
             padding=cast("Padding", weights.meta["padding"]),
             head_stage=_deepest(tensors, "layer4"),
             head_dims=_head_dims(tensors) if layer == "head" else None,
+            color_space=weights.meta["color_space"],
+            with_out_conv=layer == weights.meta.get("layer", layer),
         )
     except UsageError as error:
         raise UsageError(error.code, f"{error.message} for {path}") from error
@@ -203,7 +211,11 @@ def _head_dims(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
 def _beyond(name: str, encoder: Encoder) -> bool:
     """Whether a tensor belongs to a part behind the layer that is read."""
     part = name.partition(".")[0]
-    return (part in STAGES and part not in encoder.stages) or (part == "head" and encoder.head is None)
+    return (
+        (part in STAGES and part not in encoder.stages)
+        or (part == "head" and encoder.head is None)
+        or (part == "out_conv" and encoder.out_conv is None)
+    )
 
 
 def _mismatches(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:

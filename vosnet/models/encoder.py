@@ -11,7 +11,17 @@ from torch.nn import functional
 
 from vosnet.errors import UsageError
 from vosnet.models.head import ProjectionHead
-from vosnet.models.resnet import BLOCKS, STAGES, Arch, Padding, make_stage, stage_dim, stage_strides
+from vosnet.models.resnet import (
+    STAGES,
+    TRUNKS,
+    Arch,
+    Padding,
+    conv3x3,
+    make_stage,
+    stage_dim,
+    stage_strides,
+)
+from vosnet.transforms import COLOR_SPACES, ColorSpace
 
 LAYERS = ("layer2", "layer3", "layer4", "head")
 OUTPUT_STRIDES = (4, 8, 16, 32)
@@ -20,13 +30,18 @@ OUTPUT_STRIDES = (4, 8, 16, 32)
 class Encoder(nn.Module):
     """A ResNet cut behind the layer that is read; `state_dict` keys are torchvision's names.
 
+    The networks of MAST end in a 3x3 convolution `out_conv` behind the stage that is read.
+
     Args:
-        arch: "resnet18" or "resnet50".
+        arch: "resnet18", "resnet50", "mast_resnet18" (Lai et al. 2020; stride 4) or "mast_resnet18_pooled"
+            (the same with max-pooling in the stem; cut at layer2, an eighth of the work per cell).
         layer: what `forward` returns: "layer2", "layer3", "layer4" or "head".
         output_stride: image pixels per feature cell, at most; 4, 8, 16 or 32.
         padding: "zeros", or "reflect" as in CRW trained from scratch.
         head_stage: the layer under the head; only read with layer="head".
         head_dims: hidden and output channels of the head; the default is (stage's channels, 128).
+        color_space: what the images are made of; see `vosnet.transforms.encoder_input`.
+        with_out_conv: whether a network of MAST ends in its convolution; False reads the stage itself.
 
     Attributes:
         feature_dim: channels of the features.
@@ -41,25 +56,34 @@ class Encoder(nn.Module):
         padding: Padding = "zeros",
         head_stage: str = "layer4",
         head_dims: tuple[int, int] | None = None,
+        color_space: ColorSpace = "rgb",
+        *,
+        with_out_conv: bool = True,
     ) -> None:
         super().__init__()
-        _check_choice("arch", arch, tuple(BLOCKS))
+        _check_choice("arch", arch, tuple(TRUNKS))
+        _check_choice("color_space", color_space, COLOR_SPACES)
         _check_choice("layer", layer, LAYERS)
         _check_choice("output_stride", output_stride, OUTPUT_STRIDES)
         _check_choice("padding", padding, ("zeros", "reflect"))
-        self.arch, self.layer, self.padding = arch, layer, padding
+        self.arch, self.layer, self.padding, self.color_space = arch, layer, padding, color_space
         self.stage = head_stage if layer == "head" else layer
         _check_choice("head_stage", self.stage, STAGES[1:])
-        strides = stage_strides(output_stride)
+        strides, trunk = stage_strides(arch, output_stride), TRUNKS[arch]
 
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False, padding_mode=padding)
         self.bn1 = nn.BatchNorm2d(64)
+        self.stem_pool = trunk.stem_pool
         self.stages = STAGES[: STAGES.index(self.stage) + 1]
-        self.output_stride = 4
+        self.output_stride = trunk.stem_stride
         for stage, stride in zip(self.stages, strides):
             self.add_module(stage, make_stage(arch, stage, stride, padding))
             self.output_stride *= stride
         self.feature_dim = stage_dim(arch, self.stage)
+        self.out_conv: nn.Conv2d | None = None
+        if trunk.out_dim is not None and with_out_conv:
+            self.out_conv = conv3x3(self.feature_dim, trunk.out_dim, 1, padding)
+            self.feature_dim = trunk.out_dim
         self.head: ProjectionHead | None = None
         if layer == "head":
             hidden_dim, out_dim = head_dims or (self.feature_dim, 128)
@@ -70,15 +94,18 @@ class Encoder(nn.Module):
         """Features of normalized images.
 
         Args:
-            images: [N, 3, H, W], color channels minus mean, divided by standard deviation.
+            images: [N, 3, H, W], as `vosnet.transforms.encoder_input` makes them for `color_space`.
 
         Returns:
             [N, feature_dim, h, w] with h = ceil(H / output_stride), not L2-normalized.
         """
         x = functional.relu(self.bn1(self.conv1(images)), inplace=True)
-        x = functional.max_pool2d(x, 3, 2, 1)
+        if self.stem_pool:
+            x = functional.max_pool2d(x, 3, 2, 1)
         for stage in self.stages:
             x = cast("nn.Module", getattr(self, stage))(x)
+        if self.out_conv is not None:
+            x = self.out_conv(x)
         return x if self.head is None else self.head(x)
 
 
@@ -91,22 +118,27 @@ def build_encoder(
     padding: Padding = "zeros",
     head_stage: str = "layer4",
     head_dims: tuple[int, int] | None = None,
+    color_space: ColorSpace = "rgb",
 ) -> Encoder:
     """An `Encoder` with He initialisation drawn from `seed`; the global random state is left alone.
 
-    The numbers of a layer do not depend on where the network is cut.
+    The numbers of a layer do not depend on where the network is cut. A convolution that ends the network
+    (MAST's) has no ReLU behind it: it keeps the variance, so that the dot products of its features divided
+    by the root of their channels start out as logits of a soft softmax.
 
     Raises:
-        UsageError: an unknown arch, layer, output_stride or padding (E160).
+        UsageError: an unknown arch, layer, output_stride, padding or color_space (E160).
     """
     with torch.random.fork_rng(devices=[]):  # constructors draw default weights that are replaced below
-        encoder = Encoder(arch, layer, output_stride, padding, head_stage, head_dims)
+        encoder = Encoder(arch, layer, output_stride, padding, head_stage, head_dims, color_space)
     generator = torch.Generator().manual_seed(seed)
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    if encoder.out_conv is not None:
+        nn.init.kaiming_normal_(encoder.out_conv.weight, nonlinearity="linear", generator=generator)
     return encoder
 
 

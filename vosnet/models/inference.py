@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vosnet.errors import InputError, UsageError
 from vosnet.models.encoder import CallableEncoder, Encoder
-from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
+from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD, ColorSpace, scaled_lab
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -55,12 +55,13 @@ class FeatureExtractor:
 
     Args:
         encoder: ours, or a `CallableEncoder`.
-        mean: per color channel, of values in 0..1.
+        mean: per color channel, of values in 0..1; not used in Lab.
         std: per color channel.
         device: where the encoder runs.
         precision: "bfloat16" runs convolutions under autocast; "auto" does so for our encoders where the
             device is fast at it; "float32" never.
         compiled: run through torch.compile: one full graph that serves all sizes.
+        color_space: what the encoder sees; None: what an `Encoder` of ours says, else "rgb".
 
     Attributes:
         precision_note: which precision was chosen, and why.
@@ -75,10 +76,12 @@ class FeatureExtractor:
         device: torch.device | str = "cpu",
         precision: Precision = "auto",
         compiled: bool = False,
+        color_space: ColorSpace | None = None,
     ) -> None:
         if precision not in {"auto", "float32", "bfloat16"}:
             raise UsageError("E163", f"precision must be auto, float32 or bfloat16, got {precision!r}")
         self.encoder = encoder.eval()
+        self.color_space = color_space or (encoder.color_space if isinstance(encoder, Encoder) else "rgb")
         self.output_stride = encoder.output_stride
         self._mean, self._std = torch.tensor(mean), torch.tensor(std)
         self._precision = precision
@@ -128,7 +131,7 @@ class FeatureExtractor:
         images = tensor.to(self.device).permute(0, 3, 1, 2).float()  # channels_last without a copy
         if size is not None and size != tuple(images.shape[-2:]):
             images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-        images = images * self._scale + self._offset
+        images = scaled_lab(images) if self.color_space == "lab" else images * self._scale + self._offset
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             features: Tensor = self._run(images)
         return features.float()

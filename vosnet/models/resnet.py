@@ -1,13 +1,14 @@
-"""ResNet-18 and ResNet-50 trunks in plain torch; parameters carry torchvision's names."""
+"""ResNet trunks in plain torch, torchvision's and MAST's; parameters carry torchvision's names."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-Arch = Literal["resnet18", "resnet50"]
+Arch = Literal["resnet18", "resnet50", "mast_resnet18", "mast_resnet18_pooled"]
 Padding = Literal["zeros", "reflect"]
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -67,19 +68,51 @@ class Bottleneck(nn.Module):
         return functional.relu(x + shortcut, inplace=True)
 
 
-BLOCKS: dict[Arch, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+@dataclass(frozen=True)
+class Trunk:
+    """What distinguishes one ResNet from another.
+
+    Attributes:
+        block: of all stages.
+        depths: blocks of layer1..layer4.
+        dims: channels of layer1..layer4 inside a block; it leaves `block.expansion` times as many.
+        strides: of layer1..layer4 before any is taken out.
+        stem_pool: max-pooling by 2 behind conv1, which halves too.
+        out_dim: channels of a 3x3 convolution behind the last stage; None: there is none.
+    """
+
+    block: type[BasicBlock] | type[Bottleneck]
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    dims: tuple[int, int, int, int] = (64, 128, 256, 512)
+    strides: tuple[int, int, int, int] = (1, 2, 2, 2)
+    stem_pool: bool = True
+    out_dim: int | None = None
+
+    @property
+    def stem_stride(self) -> int:
+        """Image pixels per cell of what enters layer1."""
+        return 4 if self.stem_pool else 2
+
+
+TRUNKS: dict[Arch, Trunk] = {
+    "resnet18": Trunk(BasicBlock),
+    "resnet50": Trunk(Bottleneck, depths=(3, 4, 6, 3)),
+    # Lai et al. 2020: stride 4 without max-pooling, narrower layer4, 64 channels out
+    "mast_resnet18": Trunk(
+        BasicBlock, dims=(64, 128, 256, 256), strides=(1, 2, 1, 1), stem_pool=False, out_dim=64
+    ),
+    # Ours, for CPUs: max-pooling brings layer1 to stride 4 too, a quarter of its work
+    "mast_resnet18_pooled": Trunk(BasicBlock, dims=(64, 128, 256, 256), strides=(1, 1, 1, 1), out_dim=64),
 }
 
 
-def stage_strides(output_stride: int) -> tuple[int, int, int, int]:
+def stage_strides(arch: Arch, output_stride: int) -> tuple[int, int, int, int]:
     """Stride of layer1..layer4 so that no feature is coarser than `output_stride` image pixels.
 
     Strides that would go beyond become 1, without dilation, as in DUL, CRW and VFS.
     """
-    strides, total = [], 4  # conv1 and the max-pooling halve twice
-    for natural in (1, 2, 2, 2):
+    strides, total = [], TRUNKS[arch].stem_stride
+    for natural in TRUNKS[arch].strides:
         stride = natural if total * natural <= output_stride else 1
         total *= stride
         strides.append(stride)
@@ -88,15 +121,15 @@ def stage_strides(output_stride: int) -> tuple[int, int, int, int]:
 
 def stage_dim(arch: Arch, stage: str) -> int:
     """Channels that leave `stage`."""
-    return int(64 * 2 ** STAGES.index(stage) * BLOCKS[arch][0].expansion)
+    trunk = TRUNKS[arch]
+    return trunk.dims[STAGES.index(stage)] * trunk.block.expansion
 
 
 def make_stage(arch: Arch, stage: str, stride: int, padding: Padding) -> nn.Sequential:
     """One of layer1..layer4; only its first block is strided."""
-    block, depths = BLOCKS[arch]
-    index = STAGES.index(stage)
+    trunk, index = TRUNKS[arch], STAGES.index(stage)
+    block, dim = trunk.block, trunk.dims[index]
     in_dim = 64 if index == 0 else stage_dim(arch, STAGES[index - 1])
-    dim = 64 * 2**index
     blocks = [block(in_dim, dim, stride, padding)]
-    blocks += [block(dim * block.expansion, dim, 1, padding) for _ in range(depths[index] - 1)]
+    blocks += [block(dim * block.expansion, dim, 1, padding) for _ in range(trunk.depths[index] - 1)]
     return nn.Sequential(*blocks)

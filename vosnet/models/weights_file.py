@@ -28,7 +28,7 @@ class Weights:
     """Tensors under torchvision's names and what the file says about them.
 
     Attributes:
-        meta: output_stride, padding, mean, std, preset, and `layer` where the file names one.
+        meta: output_stride, padding, mean, std, color_space, preset, and `layer` where the file names one.
     """
 
     tensors: dict[str, Tensor]
@@ -137,5 +137,6 @@ def default_meta() -> dict[str, Any]:
         "padding": "zeros",
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
+        "color_space": "rgb",
         "preset": None,
     }

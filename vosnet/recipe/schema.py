@@ -47,10 +47,11 @@ class Section(BaseModel):
 class EncoderSection(Section):
     """The network that is trained and kept; `layer` is torchvision's name of its last stage."""
 
-    arch: Literal["resnet18", "resnet50"] = "resnet18"
+    arch: Literal["resnet18", "resnet50", "mast_resnet18", "mast_resnet18_pooled"] = "resnet18"
     layer: Literal["layer2", "layer3", "layer4"] = "layer4"
     output_stride: Literal[4, 8, 16, 32] = 8
     padding: Literal["zeros", "reflect"] = "zeros"
+    color_space: Literal["rgb", "lab"] = "rgb"
 
 
 class OptimizerSection(Section):

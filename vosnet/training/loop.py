@@ -19,7 +19,7 @@ from vosnet.training.journal import Journal
 from vosnet.training.schedule import Schedule
 from vosnet.training.signals import StopRequest
 from vosnet.training.trainer import StepResult, Trainer
-from vosnet.transforms import Crops, assemble_clip
+from vosnet.transforms import Clip, Crops, assemble_clip
 
 
 class Hooks(Protocol):
@@ -144,7 +144,7 @@ class Loop:
         """One step that all ranks take or skip together; whether a stop was asked of any rank."""
         lr = self.recipe.optimizer.lr * self.schedule.factor(self.step, self.seconds)
         with _memory_errors_explained(self.trainer), lost_rank_is_an_error():
-            result = self.trainer.compute(assemble_clip(crops, self.world.device), lr)
+            result = self.trainer.compute(self._clip(crops), lr)
         own = [float(not result.finite), float(bool(stop)), self.elapsed_s() * self.world.is_main]
         bad, stopped, self.seconds, loss, *terms = self.world.sum([*own, result.loss, *result.terms.values()])
         if bad:
@@ -160,6 +160,9 @@ class Loop:
             self.hooks.diverged(self, crops, result)
             raise _diverged(self)
         return bool(stopped)
+
+    def _clip(self, crops: Crops) -> Clip:
+        return assemble_clip(crops, self.world.device, self.recipe.encoder.color_space)
 
     def _after_step(self, progress: Progress) -> None:
         self.hooks.after_step()

@@ -3,6 +3,7 @@
 from vosnet.transforms.clip import Clip, Crops, assemble_clip
 from vosnet.transforms.crop import crop_frames, resize_short_side
 from vosnet.transforms.draws import more_draws
+from vosnet.transforms.lab import COLOR_SPACES, ColorSpace, encoder_input, rgb_to_lab, scaled_lab
 from vosnet.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize_images
 from vosnet.transforms.similarity import (
     invert_similarity,
@@ -14,18 +15,23 @@ from vosnet.transforms.similarity import (
 )
 
 __all__ = [
+    "COLOR_SPACES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Clip",
+    "ColorSpace",
     "Crops",
     "assemble_clip",
     "crop_frames",
+    "encoder_input",
     "invert_similarity",
     "more_draws",
     "nearest_index",
     "normalize_images",
     "random_similarity",
     "resize_short_side",
+    "rgb_to_lab",
+    "scaled_lab",
     "similarity_theta",
     "warp_images",
     "warp_nearest",

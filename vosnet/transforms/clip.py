@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vosnet.transforms.normalize import normalize_images
+from vosnet.transforms.lab import ColorSpace, encoder_input
 from vosnet.transforms.similarity import warp_images
 
 
@@ -37,7 +37,8 @@ class Clip:
     """A batch of clips as objectives take it.
 
     Args:
-        frames: main view, normalized float32, [B, T, 3, H, W]. Frame 0 is the anchor frame of DUL.
+        frames: main view as the encoder takes it (see `encoder_input`), float32, [B, T, 3, H, W]. Frame 0 is
+            the anchor frame of DUL.
         view: regularizing view of the same frames, [B, T, 3, H, W].
         theta: similarity transform between them, regularizing-view point to main-view point, [B, 2, 3].
         draws: uniform numbers in [0, 1) for whatever the objective leaves to chance, [B, 4] float32: a clip
@@ -76,11 +77,11 @@ class Clip:
         )
 
 
-def assemble_clip(crops: Crops, device: torch.device | str = "cpu") -> Clip:
-    """Move crops to `device`, normalize them and make the regularizing view there."""
+def assemble_clip(crops: Crops, device: torch.device | str = "cpu", color_space: ColorSpace = "rgb") -> Clip:
+    """Move crops to `device`, bring them into the encoder's colors and make the regularizing view there."""
     on_device = crops.frames.to(device, non_blocking=True)
     theta = crops.theta.to(device, non_blocking=True)
-    frames = normalize_images(on_device.permute(0, 1, 4, 2, 3))
+    frames = encoder_input(on_device.permute(0, 1, 4, 2, 3), color_space)
     view = warp_images(frames, theta)
     draws, ids = crops.draws.to(device, non_blocking=True), crops.ids.to(device, non_blocking=True)
     return Clip(frames, view, theta, draws, ids, crops.names)

@@ -296,3 +296,23 @@ def test_f25_a_malicious_pickle_is_never_executed(tmp_path: Path, container: str
     with pytest.raises(InputError, match=r"E27[12] .*evil\.pth"):
         load_encoder(file)
     assert not canary.exists()
+
+
+def test_color_space_and_masts_last_convolution_survive_the_round_trip(tmp_path: Path) -> None:
+    encoder = build_encoder("mast_resnet18_pooled", layer="layer3", color_space="lab", seed=3).eval()
+    save_encoder(tmp_path / "mast.safetensors", encoder, {}, half=False)
+    loaded = load_encoder(tmp_path / "mast.safetensors")
+    assert (loaded.encoder.color_space, loaded.meta["color_space"], loaded.meta["output_stride"]) == (
+        "lab",
+        "lab",
+        4,
+    )
+    image = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(loaded.encoder(image), encoder(image))
+    stage = load_encoder(tmp_path / "mast.safetensors", layer="layer2")
+    assert stage.encoder(image).shape == (1, 128, 8, 8)
+
+
+def test_a_random_network_of_mast_sees_lab_and_others_rgb() -> None:
+    assert load_encoder("random", arch="mast_resnet18", layer="layer2").encoder.color_space == "lab"
+    assert load_encoder("random", layer="layer2").encoder.color_space == "rgb"

@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounter
 
 from vosnet.errors import UsageError
 from vosnet.models import CallableEncoder, Encoder, ProjectionHead, build_encoder
+from vosnet.models.resnet import Arch
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,38 @@ def test_any_callable_is_an_encoder_when_its_stride_is_stated() -> None:
 def test_an_answer_that_contradicts_the_stated_stride_is_refused(function: object) -> None:
     with pytest.raises(UsageError, match="output_stride 8 but made"):
         CallableEncoder(function, 8)(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("arch", "layer", "macs_per_cell"),
+    [
+        ("mast_resnet18", "layer4", 5.8e6),
+        ("mast_resnet18", "layer2", 1.3e6),
+        ("mast_resnet18_pooled", "layer2", 0.8e6),
+    ],
+)
+def test_masts_networks_have_stride_4_64_channels_and_their_known_cost(
+    arch: Arch, layer: str, macs_per_cell: float
+) -> None:
+    encoder = build_encoder(arch, layer=layer, color_space="lab").eval()
+    macs = 0
+
+    def count(module: nn.Conv2d, _: object, output: Tensor) -> None:
+        nonlocal macs
+        macs += output[0, 0].numel() * module.weight.numel()
+
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        features = encoder(torch.randn(1, 3, 64, 48))
+    assert features.shape == (1, 64, 16, 12)
+    assert (encoder.output_stride, encoder.feature_dim) == (4, 64)
+    assert macs / (16 * 12) == pytest.approx(macs_per_cell, rel=0.1)
+
+
+def test_features_of_masts_network_start_as_logits_of_a_soft_softmax() -> None:
+    encoder = build_encoder("mast_resnet18_pooled", layer="layer2", color_space="lab").train()
+    with torch.no_grad():
+        features = encoder(torch.randn(2, 3, 64, 64))
+    assert 0.5 < features.square().mean() < 4

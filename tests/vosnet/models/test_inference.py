@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounter
 from vosnet.errors import InputError, UsageError
 from vosnet.models import CallableEncoder, build_encoder, inference
 from vosnet.models.inference import FeatureExtractor, can_autocast_bfloat16
-from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
+from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD, scaled_lab
 
 FRAME = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), np.uint8)
 
@@ -80,3 +80,14 @@ def test_frames_must_be_uint8_rgb(frames: np.ndarray) -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(UsageError, match="E163"):
         FeatureExtractor(build_encoder(layer="layer2"), precision="fp8")
+
+
+def test_an_encoder_for_lab_sees_lab() -> None:
+    seen = []
+    extractor = FeatureExtractor(
+        CallableEncoder(lambda x: (seen.append(x), x[..., ::8, ::8])[1], 8), color_space="lab"
+    )
+    extractor(FRAME)
+    expected = scaled_lab(torch.from_numpy(FRAME).permute(0, 3, 1, 2))
+    torch.testing.assert_close(seen[0], expected)
+    assert FeatureExtractor(build_encoder(layer="layer2", color_space="lab")).color_space == "lab"
