@@ -14,7 +14,7 @@ import torch
 
 from vosnet.datasets.stream import ClipStream
 from vosnet.errors import VosnetError
-from vosnet.transforms import Crops
+from vosnet.transforms import Crops, Cut
 
 TIMEOUT_S = 180.0
 _NAME_BYTES = 400
@@ -220,10 +220,12 @@ def _work(pipe: Any, reading: Any, stream: ClipStream, rank: int, world: int) ->
 
 
 def _to_arrays(crops: Crops) -> dict[str, Any]:
-    values = vars(crops)
+    values = dict(vars(crops))
+    values["cut"] = None if crops.cut is None else [t.numpy() for t in crops.cut.tensors()]
     return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
 
 
 def _from_arrays(values: dict[str, Any]) -> Crops:
     tensors = {name: torch.from_numpy(values[name]) for name in ("frames", "theta", "draws", "ids")}
-    return Crops(**tensors, names=values["names"], bad=values["bad"])
+    cut = None if values["cut"] is None else Cut(*map(torch.from_numpy, values["cut"]))
+    return Crops(**tensors, names=values["names"], bad=values["bad"], cut=cut)

@@ -20,7 +20,7 @@ from vosnet.datasets.sampling import (
 )
 from vosnet.datasets.source import VideoSource, mix
 from vosnet.errors import InputError, UsageError, VosnetError
-from vosnet.transforms import Crops, crop_frames, random_similarity
+from vosnet.transforms import Crops, Cut, crop_frames, random_similarity
 
 MAX_BAD_SHARE = 0.05
 _ATTEMPTS = 20
@@ -144,6 +144,7 @@ class ClipStream:
             ids=torch.tensor([s.id for s in samples]),
             names=tuple(s.name for s in samples),
             bad=tuple(pair for s in samples for pair in s.bad),
+            cut=Cut(*(torch.stack(parts) for parts in zip(*(s.cut for s in samples), strict=True))),
         )
 
     def check_bad(self) -> None:
@@ -168,14 +169,17 @@ class ClipStream:
             if watch is not None:
                 watch(entry.name)
             try:
-                frames, theta, draws = self._cut(entry, sample_generator(self.seed, epoch, sample, attempt))
+                generator = sample_generator(self.seed, epoch, sample, attempt)
+                frames, theta, draws, cut = self._cut(entry, generator)
             except (VosnetError, OSError) as error:
                 bad.append((entry.name, str(error)))
                 continue
-            return _Sample(frames, theta, draws, sample, entry.name, tuple(bad))
+            return _Sample(frames, theta, draws, sample, entry.name, tuple(bad), cut)
         raise InputError("E266", f"{_ATTEMPTS} videos in a row cannot be read, the last: {bad[-1][1]}")
 
-    def _cut(self, entry: VideoEntry, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _cut(
+        self, entry: VideoEntry, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
         ids = sample_frames(
             self.store.num_frames(entry),
             generator,
@@ -196,7 +200,8 @@ class ClipStream:
             random_crop=self.random_crop,
             jitter=self.still_jitter if is_still(entry) else 0.0,
         )
-        return crop_frames(frames, boxes, self.crop_size, flip=flip), theta, draws
+        cut = (torch.tensor(ids), boxes, torch.tensor(flip), torch.tensor(frames.shape[1:3]))
+        return crop_frames(frames, boxes, self.crop_size, flip=flip), theta, draws, cut
 
 
 class _Sample(NamedTuple):
@@ -206,6 +211,7 @@ class _Sample(NamedTuple):
     id: int
     name: str
     bad: tuple[tuple[str, str], ...]
+    cut: tuple[Tensor, Tensor, Tensor, Tensor]  # the fields of Cut
 
 
 def build_stream(

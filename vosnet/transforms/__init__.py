@@ -1,6 +1,6 @@
 """Geometry and pixels between the decoder and the network: crops, flips, similarity transforms, clips."""
 
-from vosnet.transforms.clip import Clip, Crops, assemble_clip
+from vosnet.transforms.clip import Clip, Crops, Cut, assemble_clip
 from vosnet.transforms.crop import crop_frames, resize_short_side
 from vosnet.transforms.draws import more_draws
 from vosnet.transforms.lab import COLOR_SPACES, ColorSpace, encoder_input, rgb_to_lab, scaled_lab
@@ -21,6 +21,7 @@ __all__ = [
     "Clip",
     "ColorSpace",
     "Crops",
+    "Cut",
     "assemble_clip",
     "crop_frames",
     "encoder_input",

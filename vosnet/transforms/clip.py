@@ -12,6 +12,32 @@ from vosnet.transforms.similarity import warp_images
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where the frames of a batch were cut from, so that stored maps of a video can be cut alike.
+
+    Args:
+        frame_ids: which frames of the video, counted after `frame_step`, [B, T] int64.
+        boxes: top, left and side of the square per frame in pixels of the frames as they were read,
+            [B, T, 3] int64.
+        flip: which clips were mirrored left and right after the cut, [B] bool.
+        size: height and width of the frames as they were read, [B, 2] int64.
+    """
+
+    frame_ids: Tensor
+    boxes: Tensor
+    flip: Tensor
+    size: Tensor
+
+    def part(self, start: int, stop: int) -> Cut:
+        """Samples `start` to `stop` (exclusive) of the batch."""
+        return Cut(*(t[start:stop] for t in self.tensors()))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The fields in order."""
+        return self.frame_ids, self.boxes, self.flip, self.size
+
+
+@dataclass(frozen=True)
 class Crops:
     """A batch before normalization: small enough to cross a process boundary.
 
@@ -22,6 +48,7 @@ class Crops:
         ids: position of each sample in its epoch, [B] int64.
         names: the video each sample was cut from.
         bad: videos that could not be read and were replaced, with the reason.
+        cut: where the frames were cut from; None for frames that come from no video.
     """
 
     frames: Tensor
@@ -30,6 +57,7 @@ class Crops:
     ids: Tensor
     names: tuple[str, ...]
     bad: tuple[tuple[str, str], ...] = ()
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +72,8 @@ class Clip:
         draws: uniform numbers in [0, 1) for whatever the objective leaves to chance, [B, 4] float32: a clip
             gives the same loss on every rank and after a resume.
         ids: position of each sample in its epoch, [B] int64.
-        names: the video each sample was cut from, for messages.
+        names: the video each sample was cut from.
+        cut: where the frames were cut from; None for frames that come from no video. Stays on the CPU.
     """
 
     frames: Tensor
@@ -53,6 +82,7 @@ class Clip:
     draws: Tensor
     ids: Tensor
     names: tuple[str, ...] = ()
+    cut: Cut | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Clip:
         """The same clip on `device`."""
@@ -74,6 +104,7 @@ class Clip:
             self.draws[start:stop],
             self.ids[start:stop],
             self.names[start:stop],
+            None if self.cut is None else self.cut.part(start, stop),
         )
 
 
@@ -84,4 +115,4 @@ def assemble_clip(crops: Crops, device: torch.device | str = "cpu", color_space:
     frames = encoder_input(on_device.permute(0, 1, 4, 2, 3), color_space)
     view = warp_images(frames, theta)
     draws, ids = crops.draws.to(device, non_blocking=True), crops.ids.to(device, non_blocking=True)
-    return Clip(frames, view, theta, draws, ids, crops.names)
+    return Clip(frames, view, theta, draws, ids, crops.names, crops.cut)

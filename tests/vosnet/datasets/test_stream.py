@@ -19,7 +19,7 @@ from vosnet.datasets.prefetch import prefetched
 from vosnet.datasets.source import VideoSource
 from vosnet.datasets.stream import ClipStream, build_stream
 from vosnet.errors import InputError, UsageError, VosnetError
-from vosnet.transforms import Crops
+from vosnet.transforms import Crops, assemble_clip, crop_frames
 
 SMALL: dict[str, Any] = {"clip_len": 3, "frame_gap": 2, "crop_size": 16, "short_side": (16, 33)}
 
@@ -30,7 +30,10 @@ def stream_of(root: Path | str, **kwargs: Any) -> ClipStream:
 
 
 def same(a: Crops, b: Crops) -> bool:
+    assert a.cut is not None
+    assert b.cut is not None
     tensors = [(getattr(a, k), getattr(b, k)) for k in ("frames", "theta", "draws", "ids")]
+    tensors += zip(a.cut.tensors(), b.cut.tensors(), strict=True)
     return a.names == b.names and all(torch.equal(x, y) for x, y in tensors)
 
 
@@ -70,6 +73,22 @@ def test_frames_of_a_clip_lie_at_the_asked_distance(videos: Path) -> None:
     frames = stream.batch(0).frames.float().mean(dim=(2, 3, 4))[0]  # brightness rises by 4 per raw frame
     steps = (frames.sort().values.diff() / 4).round().tolist()
     assert steps == [4.0, 4.0]
+
+
+def test_a_clip_knows_where_it_was_cut_from(videos: Path) -> None:
+    stream = stream_of(videos, frame_step=2, batch_size=6)
+    crops = stream.batch(0)
+    assert crops.cut is not None
+    assert crops.cut.size.tolist() == [[40, 56]] * 6
+    assert crops.cut.flip.unique().numel() == 2  # both kinds are in the batch
+    entries = {entry.name: entry for entry in stream.entries}
+    for i, name in enumerate(crops.names):
+        frames = stream.store.read(entries[name], crops.cut.frame_ids[i].tolist())
+        again = crop_frames(frames, crops.cut.boxes[i], 16, flip=bool(crops.cut.flip[i]))
+        assert torch.equal(again, crops.frames[i])
+    part = assemble_clip(crops).part(2, 4)
+    assert part.cut is not None
+    assert torch.equal(part.cut.boxes, crops.cut.boxes[2:4])
 
 
 def test_a_memory_budget_is_kept_and_changes_nothing(videos: Path) -> None:
