@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Order = Literal["permuted", "kept"]
+Order = Literal["permuted", "kept", "paired"]
 
 
 def sample_generator(seed: int, epoch: int, sample: int, attempt: int = 0) -> torch.Generator:
@@ -34,8 +34,23 @@ def epoch_order(seed: int, epoch: int, num_videos: int, num_samples: int) -> lis
     return order[:num_samples]
 
 
+def frames_needed(
+    *, clip_len: int, frame_gap: int, order: Order = "permuted", distant_gap: tuple[int, int] = (5, 15)
+) -> int:
+    """The fewest frames a video must have for a clip; see `sample_frames`."""
+    if order != "paired":
+        return clip_len
+    return frame_gap + 1 if clip_len == 2 else distant_gap[0] + clip_len - 2
+
+
 def sample_frames(
-    num_frames: int, generator: torch.Generator, *, clip_len: int, frame_gap: int, order: Order = "permuted"
+    num_frames: int,
+    generator: torch.Generator,
+    *,
+    clip_len: int,
+    frame_gap: int,
+    order: Order = "permuted",
+    distant_gap: tuple[int, int] = (5, 15),
 ) -> list[int]:
     """Frames of one clip, as DUL's loaders draw them (FRAME_GAP and VIDEO_LEN of their configurations).
 
@@ -44,26 +59,49 @@ def sample_frames(
     a random permutation, so that frame 0 of the clip, which carries the anchors, is any of them. "kept"
     (Kinetics): fractional distance rounded down, in the order of time.
 
+    "paired" (Li et al. 2023) draws otherwise: frame 0, the frame `frame_gap` after it, and then clip_len - 2
+    different frames that lie at least distant_gap[0] after frame 0, in the order of time.
+
     Args:
         num_frames: length of the video, at least clip_len, or 1 for a still (repeated).
         generator: consumed by one integer, and by one permutation when permuted.
         clip_len: frames to draw.
         frame_gap: largest distance between neighboring frames.
-        order: "permuted" or "kept".
+        order: "permuted", "kept" or "paired".
+        distant_gap: for "paired": smallest and largest distance from frame 0; the largest is cut to what
+            the video has.
 
     Raises:
         ValueError: the video is shorter than the clip.
     """
-    if num_frames == 1:
+    needed = frames_needed(clip_len=clip_len, frame_gap=frame_gap, order=order, distant_gap=distant_gap)
+    if num_frames == 1 and order != "paired":
         return [0] * clip_len
-    if num_frames < clip_len:
-        raise ValueError(f"a clip of {clip_len} frames does not fit into a video of {num_frames}")
+    if num_frames < needed:
+        reach = f" and the gap of {distant_gap[0]}" if order == "paired" else ""
+        raise ValueError(f"a clip of {clip_len} frames{reach} does not fit into a video of {num_frames}")
+    if order == "paired":
+        return _paired_frames(num_frames, generator, clip_len - 2, frame_gap, distant_gap)
     window = min(num_frames, frame_gap * clip_len)
     start = int(torch.randint(num_frames - window + 1, (), generator=generator))
     if order == "kept":
         return [start + int(i * window / clip_len) for i in range(clip_len)]
     gap = window // clip_len
     return [start + i * gap for i in torch.randperm(clip_len, generator=generator).tolist()]
+
+
+def _paired_frames(
+    num_frames: int,
+    generator: torch.Generator,
+    num_distant: int,
+    frame_gap: int,
+    distant_gap: tuple[int, int],
+) -> list[int]:
+    low, high = distant_gap[0], min(distant_gap[1], num_frames - 1)
+    order = torch.randperm(max(0, high - low + 1), generator=generator)
+    gaps = [frame_gap, *sorted((order[:num_distant] + low).tolist())]
+    start = int(torch.randint(num_frames - gaps[-1], (), generator=generator))
+    return [start, *(start + gap for gap in gaps)]
 
 
 def sample_boxes(

@@ -14,6 +14,7 @@ from vosnet.datasets.index import VideoEntry, is_still
 from vosnet.datasets.sampling import (
     Order,
     epoch_order,
+    frames_needed,
     sample_boxes,
     sample_frames,
     sample_generator,
@@ -39,7 +40,8 @@ class ClipStream:
         store: where frames come from.
         clip_len: T, frames per clip.
         frame_gap: largest distance of neighboring frames of a clip, in frames of `store`.
-        order: "permuted" or "kept"; see `sample_frames`.
+        order: "permuted", "kept" or "paired"; see `sample_frames`. Stills make no "paired" clips.
+        distant_gap: for "paired": how far the frames after the pair lie from frame 0, at least and at most.
         crop_size: side of the frames the network sees, pixels.
         short_side: half-open range of the shorter side the frame is resized to before the crop.
         random_crop: a random position, or else the centre.
@@ -66,6 +68,7 @@ class ClipStream:
         clip_len: int = 5,
         frame_gap: int = 2,
         order: Order = "permuted",
+        distant_gap: tuple[int, int] = (5, 15),
         crop_size: int = 256,
         short_side: tuple[int, int] = (256, 320),
         random_crop: bool = True,
@@ -75,7 +78,10 @@ class ClipStream:
         bad: dict[str, str] | None = None,
     ) -> None:
         _check(clip_len=clip_len, frame_gap=frame_gap, crop_size=crop_size, short_side=short_side, zoom=zoom)
-        usable = [e for e in entries if is_still(e) or store.num_frames(e) >= clip_len]
+        if order == "paired":
+            _check_gaps(clip_len, frame_gap, distant_gap)
+        needed = frames_needed(clip_len=clip_len, frame_gap=frame_gap, order=order, distant_gap=distant_gap)
+        usable = [e for e in entries if (is_still(e) and order != "paired") or store.num_frames(e) >= needed]
         self.too_short = sorted({entry.name for entry in entries} - {entry.name for entry in usable})
         self.bad = dict(bad or {})
         self.entries = usable
@@ -83,10 +89,11 @@ class ClipStream:
         if not usable:
             raise InputError(
                 "E265",
-                f"none of {self.num_videos + len(self.too_short)} videos has {clip_len} frames to train on",
+                f"none of {self.num_videos + len(self.too_short)} videos has {needed} frames to train on",
             )
         self.seed, self.batch_size, self.store = seed, batch_size, store
         self.clip_len, self.frame_gap, self.order = clip_len, frame_gap, order
+        self.distant_gap = distant_gap
         self.crop_size, self.short_side, self.random_crop = crop_size, short_side, random_crop
         self.flip_probability, self.zoom, self.still_jitter = flip_probability, zoom, still_jitter
         self.steps_per_epoch = max(1, len(usable) // batch_size)
@@ -186,6 +193,7 @@ class ClipStream:
             clip_len=self.clip_len,
             frame_gap=self.frame_gap,
             order=self.order,
+            distant_gap=self.distant_gap,
         )
         theta = random_similarity(generator, zoom=self.zoom, flip_probability=self.flip_probability)
         draws = torch.rand(4, generator=generator)
@@ -223,6 +231,7 @@ def build_stream(
     frame_gap: int = 2,
     frame_step: int = 1,
     order: Order = "permuted",
+    distant_gap: tuple[int, int] = (5, 15),
     crop_size: int = 256,
     short_side: tuple[int, int] = (256, 320),
     random_crop: bool = True,
@@ -253,6 +262,7 @@ def build_stream(
         clip_len=clip_len,
         frame_gap=frame_gap,
         order=order,
+        distant_gap=distant_gap,
         crop_size=crop_size,
         short_side=short_side,
         random_crop=random_crop,
@@ -278,3 +288,13 @@ def _check(
         )
     if not 0 < zoom[0] <= zoom[1] <= 1:
         raise UsageError("E152", f"zoom must be 0 < low <= high <= 1, got {zoom}")
+
+
+def _check_gaps(clip_len: int, frame_gap: int, distant_gap: tuple[int, int]) -> None:
+    low, high = distant_gap
+    if not frame_gap < low or high < low + clip_len - 3:
+        raise UsageError(
+            "E152",
+            f"distant_gap must begin above frame_gap ({frame_gap}) and hold the {clip_len - 2} frames after "
+            f"the pair, got {distant_gap}",
+        )

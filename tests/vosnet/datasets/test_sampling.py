@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vosnet.datasets.sampling import epoch_order, sample_boxes, sample_frames, sample_generator
+from vosnet.datasets.sampling import epoch_order, frames_needed, sample_boxes, sample_frames, sample_generator
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -49,6 +49,31 @@ def test_a_still_is_repeated_and_a_short_video_refused() -> None:
     assert sample_frames(1, generator(), clip_len=4, frame_gap=2) == [0, 0, 0, 0]
     with pytest.raises(ValueError, match="clip of 5 frames"):
         sample_frames(4, generator(), clip_len=5, frame_gap=2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(7, 60), st.integers(2, 4), st.integers(0, 1000))
+def test_paired_clips_hold_a_frame_its_successor_and_distant_ones(
+    num_frames: int, clip_len: int, seed: int
+) -> None:
+    kwargs = {"clip_len": clip_len, "frame_gap": 1, "order": "paired", "distant_gap": (5, 15)}
+    ids = sample_frames(num_frames, generator(seed), **kwargs)  # type: ignore[arg-type]
+    assert len(ids) == len(set(ids)) == clip_len
+    assert ids == sorted(ids)
+    assert ids[0] >= 0
+    assert ids[-1] < num_frames
+    assert ids[1] == ids[0] + 1
+    assert all(5 <= i - ids[0] <= 15 for i in ids[2:])
+
+
+def test_paired_clips_reach_every_start_and_gap_and_need_a_long_enough_video() -> None:
+    clips = [sample_frames(9, generator(i), clip_len=3, frame_gap=1, order="paired") for i in range(300)]
+    assert {ids[0] for ids in clips} == {0, 1, 2, 3}
+    assert {ids[2] - ids[0] for ids in clips} == {5, 6, 7, 8}
+    assert frames_needed(clip_len=4, frame_gap=1, order="paired") == 7
+    for num_frames in (1, 6):
+        with pytest.raises(ValueError, match="4 frames and the gap of 5"):
+            sample_frames(num_frames, generator(), clip_len=4, frame_gap=1, order="paired")
 
 
 @settings(max_examples=60, deadline=None)

@@ -139,6 +139,10 @@ def test_videos_shorter_than_a_clip_are_left_out_and_counted(videos: Path) -> No
     assert stream.num_videos == 6
     with pytest.raises(InputError, match="none of 7 videos has 50 frames"):
         stream_of(videos, clip_len=50)
+    with pytest.raises(InputError, match="none of 7 videos has 21 frames"):
+        stream_of(videos, order="paired", frame_gap=1, distant_gap=(20, 30))
+    with pytest.raises(UsageError, match=r"E152 .*distant_gap must begin above frame_gap \(5\)"):
+        stream_of(videos, order="paired", frame_gap=5)
 
 
 def test_f35_one_bad_video_in_a_hundred_is_replaced_the_same_way_every_time(tmp_path: Path) -> None:
