@@ -13,18 +13,21 @@ from vosnet.training.run import RunOptions, train
 
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
 TOY = [
-    "data.sources=[{layout: generated, count: 2, num_frames: 10, size: [48, 64]}]",
+    "data.sources=[{layout: generated, count: 2, num_frames: 16, size: [48, 64]}]",
     "data.crop_size=32",
     "data.short_side=[32, 49]",
     "data.cache_mb=10",
     "encoder.layer=layer2",
-    "objective.grid_size=2",
-    "objective.cross_view_grid_size=2",
+    "encoder.test_layer=null",
     "training.batch_size=2",
     "training.workers=0",
     "training.log_steps=1",
     "validation=null",
 ]
+TOY_OBJECTIVE = {
+    "dense_correspondence": ["objective.grid_size=2", "objective.cross_view_grid_size=2"],
+    "cycle_walk": ["objective.patch_size=16", "objective.patch_stride=8"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +44,8 @@ def test_the_promised_recipes_exist() -> None:
         "dul_kinetics",
         "dul_clips",
         "dul_cpu",
+        "crw_kinetics",
+        "crw_cpu",
         "demo",
     } <= names
 
@@ -56,8 +61,10 @@ def test_a_recipe_says_what_it_is_how_to_run_it_and_what_was_measured(path: Path
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains_one_step_at_toy_size(path: Path, tmp_path: Path) -> None:
     original = load_recipe(path).recipe
-    schedule = original.schedule.model_dump(exclude={"epochs", "steps", "minutes"}, exclude_none=True)
-    overrides = [*TOY, f"schedule={ {**schedule, 'steps': 1} }"]
+    schedule = original.schedule.model_dump(
+        mode="json", exclude={"epochs", "steps", "minutes"}, exclude_none=True
+    )
+    overrides = [*TOY, *TOY_OBJECTIVE[original.objective["name"]], f"schedule={ {**schedule, 'steps': 1} }"]
     loaded = load_recipe(path, overrides)
     assert loaded.recipe.optimizer == original.optimizer
     with mock.patch("vosnet.training.run.draw_curves"):
@@ -117,3 +124,31 @@ def test_the_papers_recipes_hold_its_constants(name: str) -> None:
     assert (optimizer.weight_decay, optimizer.bias_lr_factor) == (5e-4, 2)
     assert (optimizer.decay_bias, optimizer.decay_norm) == (False, True)
     assert optimizer.momentum == 0.9 if kind == "sgd" else optimizer.betas == (0.5, 0.999)
+
+
+def test_crws_recipe_holds_the_constants_of_the_authors_launch_line() -> None:
+    recipe = load_recipe(recipe_folder() / "crw_kinetics.yaml").recipe
+    assert (recipe.encoder.layer, recipe.encoder.test_layer, recipe.preset) == ("layer4", "layer3", "crw")
+    assert (recipe.encoder.padding, recipe.encoder.output_stride) == ("reflect", 8)
+    assert {k: v for k, v in recipe.objective.items() if k not in {"pixel_mean", "pixel_std"}} == {
+        "name": "cycle_walk",
+        "embedding_dim": 128,
+        "patch_size": 64,
+        "patch_stride": 32,
+        "frame_scale": (0.8, 0.95),
+        "frame_ratio": (0.7, 1.3),
+        "patch_scale": (0.7, 0.9),
+        "patch_ratio": (0.75, pytest.approx(4 / 3, abs=1e-4)),
+        "temperature": 0.05,
+        "edge_dropout": 0.1,
+    }
+    assert recipe.objective["pixel_mean"] == (0.4914, 0.4822, 0.4465)
+    assert recipe.objective["pixel_std"] == (0.2023, 0.1994, 0.2010)
+    assert (recipe.data["clip_len"], recipe.data["crop_size"], recipe.data["order"]) == (4, 256, "kept")
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.weight_decay) == ("adam", 1e-4, 0)
+    assert (recipe.schedule.epochs, recipe.schedule.milestones, recipe.schedule.gamma) == (
+        25,
+        (20, 30, 40),
+        0.3,
+    )
+    assert (recipe.training.batch_size, recipe.data["sources"][0]["repeat"]) == (20, 5)

@@ -1,7 +1,15 @@
 """What is minimized: one file per objective, a closed table of them, and the parts they share."""
 
 from vosnet.objectives.base import Objective, ObjectiveOutput
+from vosnet.objectives.cycle_walk import CycleWalk
 from vosnet.objectives.dense_correspondence import DenseCorrespondence
 from vosnet.objectives.table import OBJECTIVES, build_objective
 
-__all__ = ["OBJECTIVES", "DenseCorrespondence", "Objective", "ObjectiveOutput", "build_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "CycleWalk",
+    "DenseCorrespondence",
+    "Objective",
+    "ObjectiveOutput",
+    "build_objective",
+]

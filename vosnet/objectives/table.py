@@ -10,9 +10,13 @@ from torch import nn
 
 from vosnet.errors import UsageError
 from vosnet.objectives.base import Objective
+from vosnet.objectives.cycle_walk import CycleWalk
 from vosnet.objectives.dense_correspondence import DenseCorrespondence
 
-OBJECTIVES: dict[str, type[Objective]] = {"dense_correspondence": DenseCorrespondence}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "cycle_walk": CycleWalk,
+    "dense_correspondence": DenseCorrespondence,
+}
 
 
 def build_objective(name: str, encoder: nn.Module, **kwargs: Any) -> Objective:

@@ -51,7 +51,6 @@ ALIASES = {
     "ema": "ema_decay",
     "warmup": "warmup_steps",
     "random_seed": "seed",
-    "milestones": "step_epochs",
     "val": "validation",
     "evaluation": "validation",
     "path": "root",

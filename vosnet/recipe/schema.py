@@ -45,13 +45,23 @@ class Section(BaseModel):
 
 
 class EncoderSection(Section):
-    """The network that is trained and kept; `layer` is torchvision's name of its last stage."""
+    """The network that is trained and kept; `layer` is torchvision's name of its last stage.
+
+    `test_layer` is the stage to read at test time when that is an earlier one: checkpoints say it.
+    """
 
     arch: Literal["resnet18", "resnet50", "mast_resnet18", "mast_resnet18_pooled"] = "resnet18"
     layer: Literal["layer2", "layer3", "layer4"] = "layer4"
     output_stride: Literal[4, 8, 16, 32] = 8
     padding: Literal["zeros", "reflect"] = "zeros"
     color_space: Literal["rgb", "lab"] = "rgb"
+    test_layer: Literal["layer2", "layer3", "layer4"] | None = None
+
+    @model_validator(mode="after")
+    def _has_the_test_layer(self) -> EncoderSection:
+        if self.test_layer is not None and self.test_layer > self.layer:
+            raise ValueError(f"test_layer {self.test_layer} lies behind layer {self.layer}")
+        return self
 
 
 class OptimizerSection(Section):
@@ -71,14 +81,16 @@ class ScheduleSection(Section):
     """How long to train, by exactly one of epochs, steps or minutes, and how the learning rate falls.
 
     `cosine` falls over the whole length, whatever its unit, to `final_factor` of `lr`; `step` multiplies by
-    `gamma` every `step_epochs`; `warmup_steps` rise linearly from zero before either.
+    `gamma` every `step_epochs`, `milestones` at each of the epochs named; `warmup_steps` rise linearly from
+    zero before any.
     """
 
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
     minutes: PositiveFloat | None = None
-    decay: Literal["constant", "step", "cosine"] = "constant"
+    decay: Literal["constant", "step", "milestones", "cosine"] = "constant"
     step_epochs: PositiveInt | None = None
+    milestones: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuple_from_list)] = ()
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
     final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
     warmup_steps: NonNegativeInt = 0
@@ -93,6 +105,8 @@ class ScheduleSection(Section):
             raise ValueError("decay: step needs step_epochs, the epochs between two steps")
         if self.decay != "step" and self.step_epochs is not None:
             raise ValueError(f"step_epochs belongs to decay: step, but decay is {self.decay}")
+        if (self.decay == "milestones") != bool(self.milestones):
+            raise ValueError("decay: milestones and milestones, a list of epochs, belong together")
         return self
 
 

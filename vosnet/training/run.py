@@ -215,7 +215,9 @@ class _Run:
 
     def _build_trainer(self) -> Trainer:
         torch.manual_seed(self.recipe.seed)
-        encoder = build_encoder(seed=self.recipe.seed, **self.recipe.encoder.model_dump())
+        encoder = build_encoder(
+            seed=self.recipe.seed, **self.recipe.encoder.model_dump(exclude={"test_layer"})
+        )
         arguments = dict(self.recipe.objective)
         objective = build_objective(arguments.pop("name"), encoder, **arguments)
         return Trainer(objective, self.recipe, self.world)
@@ -269,6 +271,8 @@ class _Run:
             "seconds": round(loop.elapsed_s(), 1),
             "preset": self.recipe.preset,
         }
+        if self.recipe.encoder.test_layer is not None:
+            meta["layer"] = self.recipe.encoder.test_layer
         save_encoder(path, encoder, meta, half=False)
 
     def _announce(self, loop: Loop) -> None:

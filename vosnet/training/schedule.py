@@ -59,6 +59,8 @@ class Schedule:
         if s.decay == "step":
             assert s.step_epochs is not None
             return warm * s.gamma ** (self.epoch(step) // s.step_epochs)
+        if s.decay == "milestones":
+            return warm * s.gamma ** sum(self.epoch(step) >= epoch for epoch in s.milestones)
         return warm
 
     def remaining_s(self, step: int, seconds: float) -> float | None:

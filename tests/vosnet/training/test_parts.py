@@ -55,6 +55,16 @@ def test_step_decay_counts_epochs() -> None:
     assert factors == [1, 1, 0.5, 0.5, 0.25, 0.0625]
 
 
+def test_milestones_are_epochs_at_which_the_rate_falls() -> None:
+    section = ScheduleSection(epochs=50, decay="milestones", milestones=(20, 30, 40), gamma=0.3)
+    schedule = Schedule(section, steps_per_epoch=10)
+    factors = [schedule.factor(epoch * 10, 0.0) for epoch in (0, 19, 20, 29, 30, 40, 49)]
+    assert factors == pytest.approx([1, 1, 0.3, 0.3, 0.09, 0.027, 0.027])
+    for section in ({"decay": "milestones"}, {"milestones": [3]}):
+        with pytest.raises(ValueError, match="belong together"):
+            ScheduleSection.model_validate({"epochs": 5, **section})
+
+
 def test_cosine_falls_to_the_final_factor_within_the_minutes() -> None:
     section = ScheduleSection(minutes=10, decay="cosine", final_factor=0.02, warmup_steps=50)
     schedule = Schedule(section, steps_per_epoch=12)

@@ -62,6 +62,17 @@ def test_the_run_folder_is_a_checkpoint(finished: Path) -> None:
     assert Propagator.from_checkpoint(finished, "dul", "cpu").protocol.up_align_corners is True
 
 
+def test_the_checkpoint_says_which_layer_to_read_at_test_time(tmp_path: Path) -> None:
+    sections = ["encoder={layer: layer3, test_layer: layer2}", "schedule={steps: 1}"]
+    train_toy(tmp_path / "run", *sections)
+    loaded = load_encoder(tmp_path / "run")
+    assert loaded.meta["layer"] == "layer2"
+    assert loaded.encoder.feature_dim == 128
+    assert load_encoder(tmp_path / "run", layer="layer3").encoder.feature_dim == 256
+    with pytest.raises(UsageError, match="test_layer layer4 lies behind layer layer3"):
+        toy_recipe("encoder={layer: layer3, test_layer: layer4}")
+
+
 def test_the_resolved_recipe_starts_the_same_run(finished: Path) -> None:
     again = load_recipe(finished / "recipe.resolved.yaml").recipe
     assert again == toy_recipe(*FINISHED).recipe
