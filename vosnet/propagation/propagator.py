@@ -14,10 +14,10 @@ from vosnet.errors import InputError, UsageError
 from vosnet.models import CallableEncoder, load_encoder
 from vosnet.models.inference import FeatureExtractor, Precision, choose_device
 from vosnet.models.resnet import Arch
-from vosnet.propagation.masks import upsample
+from vosnet.propagation.masks import upsample, with_annotation
 from vosnet.propagation.protocol import Protocol, check_switches, make_protocol
 from vosnet.propagation.spill import Spill, fingerprint
-from vosnet.propagation.tracker import Tracker, object_ids
+from vosnet.propagation.tracker import Tracker
 from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 Direction = Literal["forward", "backward", "both"]
@@ -237,8 +237,7 @@ class Propagator:
     def _result(self, tracker: Tracker, index: int, probs: Tensor, mask: np.ndarray | None) -> FrameResult:
         decided = tracker.decide(probs)
         if mask is not None:
-            decided[np.isin(decided, object_ids(mask, mask.shape))] = 0  # a mask of an object is complete
-            decided = np.where(mask > 0, mask, decided).astype(np.uint8)
+            decided = with_annotation(decided, mask)
         return FrameResult(index, decided, tuple(tracker.ids), probs, self.protocol)
 
 

@@ -1,0 +1,45 @@
+"""Cross-entropy and Dice, and objects that nobody has annotated yet."""
+
+import torch
+import torch.nn.functional as F
+
+from vosnet.propagation.segmentation_loss import merge_unknown, segmentation_loss
+
+GENERATOR = torch.Generator().manual_seed(0)
+LOGITS = torch.randn(2, 4, 5, 6, generator=GENERATOR)
+LABELS = torch.randint(0, 4, (2, 5, 6), generator=GENERATOR)
+ALL = torch.ones(2, 4, dtype=torch.bool)
+
+
+def test_without_dice_it_is_cross_entropy() -> None:
+    got = segmentation_loss(LOGITS, LABELS, ALL, dice_weight=0.0)
+    torch.testing.assert_close(got, F.cross_entropy(LOGITS, LABELS))
+
+
+def test_dice_is_one_minus_overlap_over_areas() -> None:
+    probs, truth = LOGITS.softmax(1), F.one_hot(LABELS, 4).permute(0, 3, 1, 2)
+    overlap, areas = (probs * truth).sum((2, 3)), probs.sum((2, 3)) + truth.sum((2, 3))
+    expected = (1 - (2 * overlap + 1) / (areas + 1))[:, 1:].mean()
+    both = segmentation_loss(LOGITS, LABELS, ALL, dice_weight=2.0)
+    torch.testing.assert_close(both - F.cross_entropy(LOGITS, LABELS), 2 * expected)
+
+
+def test_an_unknown_object_shares_the_backgrounds_probability() -> None:
+    known = torch.tensor([[True, True, False, True]] * 2)
+    merged = merge_unknown(LOGITS, known).softmax(1)
+    plain = LOGITS.softmax(1)
+    torch.testing.assert_close(merged[:, 0], plain[:, 0] + plain[:, 2])
+    assert not merged[:, 2].any()
+
+
+def test_background_pixels_do_not_push_an_unknown_object_down() -> None:
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[:, 2] = 9.0  # sure of object 2 where labels, made before its annotation, say background
+    logits.requires_grad_()
+    labels = torch.zeros(1, 2, 2, dtype=torch.int64)
+    loss = segmentation_loss(logits, labels, torch.tensor([[True, True, False]]), dice_weight=1.0)
+    loss.backward()
+    assert loss < 0.01
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert segmentation_loss(logits, labels, ALL[:1, :3], dice_weight=1.0) > 5
