@@ -41,7 +41,7 @@ class UNet(nn.Module):
             raise UsageError("E175", message)
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        for stage, stride in zip(STAGES, stage_strides(32)):
+        for stage, stride in zip(STAGES, stage_strides("resnet18", 32)):
             self.add_module(stage, make_stage("resnet18", stage, stride, "zeros"))
         skip_dims = [*(stage_dim("resnet18", stage) for stage in STAGES[-2::-1]), 64]  # strides 16, 8, 4, 2
         in_dims = [stage_dim("resnet18", STAGES[-1]), *decoder_dims[:-1]]
