@@ -1,4 +1,4 @@
-"""From features to read-outs: normalization, temperature, chunks, and the only calls of `vosnet_kernels`."""
+"""From features to read-outs: normalization, temperature, chunks, and the calls of `vosnet_kernels` for one frame."""
 
 from __future__ import annotations
 

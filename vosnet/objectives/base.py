@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -28,6 +29,16 @@ class Objective(nn.Module):
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         raise NotImplementedError
+
+    def misfits(self, *, clip_len: int, color_space: str) -> Iterable[tuple[str, str]]:
+        """Settings that the rest of the recipe does not allow, as (key of the objective, message).
+
+        Args:
+            clip_len: frames per clip.
+            color_space: what the encoder sees.
+        """
+        del clip_len, color_space
+        return ()
 
     def after_step(self) -> None:
         """Called after every optimizer step that was taken, for networks that follow the trained one."""

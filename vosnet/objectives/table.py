@@ -10,10 +10,12 @@ from torch import nn
 
 from vosnet.errors import UsageError
 from vosnet.objectives.base import Objective
+from vosnet.objectives.color_reconstruction import ColorReconstruction
 from vosnet.objectives.cycle_walk import CycleWalk
 from vosnet.objectives.dense_correspondence import DenseCorrespondence
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    "color_reconstruction": ColorReconstruction,
     "cycle_walk": CycleWalk,
     "dense_correspondence": DenseCorrespondence,
 }

@@ -65,10 +65,20 @@ def open_stream(recipe: Recipe) -> ClipStream:
     return build_stream(seed=recipe.seed, batch_size=recipe.training.batch_size, **values)
 
 
+def check_fit(values: Mapping[str, Any], findings: Findings) -> None:
+    """Note what the objective asks of the clips or the encoder and does not get; sections must be valid."""
+    arguments = dict(values["objective"])
+    objective = OBJECTIVES[arguments.pop("name")](_Features(), **arguments)
+    color_space = (values.get("encoder") or {}).get("color_space", "rgb")
+    for key, message in objective.misfits(clip_len=values["data"]["clip_len"], color_space=color_space):
+        findings.add(("objective", key), f"objective.{message}")
+
+
 class _Features(nn.Module):
     """Stands for an encoder while an objective's arguments are tried out."""
 
     feature_dim = 8
+    output_stride = 8
 
 
 def _dry_stream(section: Section) -> ClipStream:

@@ -104,12 +104,14 @@ def recipe_differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -
 
 def _check_bound_sections(values: dict[str, Any], findings: _Findings) -> None:
     """Fill and check `objective` and `data`, whose keys are the arguments of what they configure."""
-    from vosnet.recipe.bound import data_section, objective_section
+    from vosnet.recipe.bound import check_fit, data_section, objective_section
 
     for key, section_for in (("objective", objective_section), ("data", data_section)):
         section = values.get(key)
         if isinstance(section, Mapping):
             values[key] = section_for(section, findings)
+    if not findings.problems:
+        check_fit(values, findings)
 
 
 class _Findings:
