@@ -1,4 +1,4 @@
-"""From features to read-outs: normalization, temperature, chunks, and the calls of `vosnet_kernels` for one frame."""
+"""From features to read-outs: normalization, temperature, chunks, and the kernel calls of one frame."""
 
 from __future__ import annotations
 

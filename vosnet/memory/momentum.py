@@ -35,7 +35,7 @@ class MomentumEncoder(nn.Module):
         self.momentum, self.norm = momentum, norm
         self.train(encoder.training)
 
-    def train(self, mode: bool = True) -> MomentumEncoder:  # noqa: FBT001, FBT002 - the signature of Module
+    def train(self, mode: bool = True) -> MomentumEncoder:  # noqa: FBT001 - the signature of Module
         super().train(mode)
         if self.norm != "batch":
             self.network.eval()

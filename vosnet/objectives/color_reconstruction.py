@@ -29,7 +29,8 @@ class ColorReconstruction(Objective):
     references copies that channel's values, which must resemble the query's own. Then a match of features is
     a match of places, which is what carries masks.
 
-    Clips are in Lab (`encoder.color_space: lab`) and, for the papers, in the order of time (`data.order: kept`).
+    Clips are in Lab (`encoder.color_space: lab`) and, for the papers, in the order of time (`data.order:
+    kept`).
 
     Differs: dot products are divided by the square root of their channels unless `temperature` says 1.0, the
     papers' raw product, with which nobody's training converges on a current PyTorch.
@@ -113,11 +114,10 @@ class ColorReconstruction(Objective):
     def misfits(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
         """Settings that the clips or the encoder do not allow."""
         if self.num_references != "all" and self.num_references > clip_len - 1:
-            yield (
-                "num_references",
-                f"num_references is {self.num_references}, but a clip of data.clip_len {clip_len} frames has "
-                f"{clip_len - 1} before its query",
+            message = (
+                f"num_references is {self.num_references}, but a clip of {clip_len} frames (data.clip_len)"
             )
+            yield "num_references", f"{message} has {clip_len - 1} before its query"
         if color_space != "lab":
             yield "name", f"name: color_reconstruction needs encoder.color_space: lab, got {color_space}"
 
