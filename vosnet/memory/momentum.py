@@ -50,7 +50,7 @@ class MomentumEncoder(nn.Module):
     @torch.no_grad()
     def follow(self, encoder: nn.Module) -> None:
         """Move towards `encoder` by one step."""
-        own, others = list(self.network.parameters()), [p.detach() for p in encoder.parameters()]
+        own, others = ([p.detach() for p in each.parameters()] for each in (self.network, encoder))
         torch._foreach_lerp_(own, others, 1 - self.momentum)
         if self.norm == "batch":
             return

@@ -220,7 +220,7 @@ class ColorReconstruction(Objective):
         stride = int(self.encoder.output_stride)  # type: ignore[arg-type]
         if self.value_sampling == "slice":
             return colors[..., ::stride, ::stride].contiguous()
-        return F.adaptive_avg_pool2d(colors.flatten(0, 1), (h, w)).unflatten(0, colors.shape[:2])
+        return F.adaptive_avg_pool2d(colors.flatten(0, 1), (h, w)).view(*colors.shape[:3], h, w)
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Huber loss at full size.
