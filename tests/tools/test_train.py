@@ -14,6 +14,8 @@ import pytest
 from tests.support.toy_training import TOY, losses, train_toy
 from vosnet.commands import recipes, train
 from vosnet.commands.cli import run
+from vosnet.commands.recipes import find_recipe
+from vosnet.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
@@ -85,6 +87,33 @@ def test_without_the_data_set_it_says_what_is_missing_and_what_to_run_instead(
     assert "recipes/dul_clips.yaml" in error
     assert "recipes/demo.yaml" in error
     assert len(error.splitlines()) < 10
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()  # somebody's own folder stays, empty as it was
+    assert run(train.main, argv) == 4
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_torchrun_trains_with_two_ranks(tmp_path: Path) -> None:
+    overrides = [
+        "data.sources.0.count=4", "data.sources.0.num_frames=16", "data.sources.0.size=[48, 64]",
+        "data.crop_size=32", "data.short_side=[32, 49]", "encoder.layer=layer2", "objective.grid_size=2",
+        "objective.cross_view_grid_size=2", "schedule={steps: 2}", "training.batch_size=4",
+        "training.workers=0", "training.log_steps=1",
+    ]  # fmt: skip
+    out = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [
+        *launcher,
+        *tool("train", "recipes/demo.yaml", *overrides, "--out", out, "--device", "cpu")[1:],
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "on cpu x 2 ranks" in done.stderr
+    assert json.loads((out / "env.json").read_text())["ranks"] == 2
+    assert list(losses(out)) == [1, 2]
+    assert (out / "checkpoints" / "last" / "model.safetensors").is_file()
 
 
 def test_f37_interrupt_saves_within_seconds_ends_with_130_and_leaves_no_process(toy: Path) -> None:
@@ -134,6 +163,28 @@ def test_recipes_lists_shows_validates_and_compares(capsys: pytest.CaptureFixtur
     assert "optimizer.lr must be a number" in capsys.readouterr().err
     assert run(recipes.main, ["diff", "dul_ytvos", "dul_kinetics", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data.order"] == ["permuted", "kept"]
+
+
+def test_recipes_are_found_by_name_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [find_recipe(name) for name in ("demo", "demo.yaml", "recipes/demo.yaml")] == 3 * [
+        ROOT / "recipes" / "demo.yaml"
+    ]
+    with pytest.raises(UsageError, match="E102"):
+        find_recipe("elsewhere/demo.yaml")
+    (tmp_path / "demo.yaml").write_text("title: mine")
+    assert find_recipe("demo.yaml") == Path("demo.yaml")
+
+
+def test_a_wheel_carries_the_recipes_where_an_installed_package_looks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (ROOT / "pyproject.toml").read_text()
+    section = settings.partition("[tool.hatch.build.targets.wheel.force-include]")[2]
+    assert section.splitlines()[1].startswith('"recipes" = "vosnet/recipes"')
+    (tmp_path / "vosnet" / "recipes").mkdir(parents=True)
+    monkeypatch.setattr(recipes.resources, "files", lambda package: tmp_path / package)
+    assert recipes.recipe_folder() == tmp_path / "vosnet" / "recipes"
 
 
 def test_recipes_copies_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,6 @@ from vosnet.commands import propagate, train
 from vosnet.commands.cli import make_parser
 
 _UNSEEN_SEED = 7  # no recipe trains on this seed
-_RECIPE = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     print("1/3 training on generated video")
     run = out / "run"
-    code = train.main([str(_RECIPE), *options.overrides, "--out", str(run), "--overwrite"])
+    code = train.main(["demo", *options.overrides, "--out", str(run), "--overwrite"])
     if code:
         return code
 

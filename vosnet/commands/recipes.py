@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def recipe_folder() -> Path:
-    """Where the project's recipes lie: beside the package in a checkout, else in the working folder."""
-    beside = Path(__file__).resolve().parents[2] / "recipes"
-    return beside if beside.is_dir() else Path("recipes")
+    """Where the project's recipes lie: inside the package that a wheel brought, beside it in a checkout."""
+    package = Path(str(resources.files("vosnet")))
+    packed = package / "recipes"
+    return packed if packed.is_dir() else package.parent / "recipes"
 
 
 def find_recipe(name: str) -> Path:
     """The file that `name` means: a path, or the name of a recipe that comes with the project.
+
+    `recipes/NAME.yaml` is such a name too, so that what messages and documents say works in any folder.
 
     Raises:
         UsageError: neither exists.
@@ -70,8 +74,8 @@ def find_recipe(name: str) -> Path:
     path = files.expand(name)
     if path.is_file():
         return path
-    known = recipe_folder() / f"{name.removesuffix('.yaml')}.yaml"
-    if known.is_file():
+    known = recipe_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
+    if path.parent in {Path(), Path("recipes")} and known.is_file():
         return known
     names = ", ".join(sorted(p.stem for p in recipe_folder().glob("*.yaml")))
     raise UsageError("E102", f"no recipe {name}", f"Give a file or one of: {names}.")

@@ -25,9 +25,7 @@ def make_train_parser() -> argparse.ArgumentParser:
         "The first Ctrl-C finishes the step and saves; --resume auto continues.",
         EXAMPLES,
     )
-    parser.add_argument(
-        "recipe", help="a YAML file; `python tools/recipes.py list` shows those that come along"
-    )
+    parser.add_argument("recipe", help="a YAML file, or a name from `python tools/recipes.py list`")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-3")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE)")
     parser.add_argument(
@@ -52,9 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_train_parser().parse_intermixed_args(argv)
 
     from vosnet import files
+    from vosnet.commands.recipes import find_recipe
     from vosnet.recipe import load_recipe
 
-    loaded = load_recipe(files.expand(options.recipe), options.overrides)
+    loaded = load_recipe(find_recipe(options.recipe), options.overrides)
     out = options.out or Path("runs") / Path(options.recipe).stem
 
     from vosnet.training.run import RunOptions, train

@@ -74,6 +74,15 @@ class RunLock:
             self._exclusive.unlink(missing_ok=True)
             self._exclusive = None
 
+    def withdraw(self, *, keep_folder: bool) -> None:
+        """Remove the lock's own files while it is held, and the folder unless something else lies in it."""
+        self.path.unlink(missing_ok=True)
+        if self._exclusive is not None:
+            self._exclusive.unlink(missing_ok=True)
+        if not keep_folder:
+            with contextlib.suppress(OSError):  # not empty
+                self.path.parent.rmdir()
+
     def _acquire_exclusive(self) -> None:
         path = self.path.with_suffix(".lock.exclusive")
         if path.exists() and _is_stale(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from vosnet.training import journal as journals
 from vosnet.training import run_folder
 from vosnet.training.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
 from vosnet.training.curves import draw_curves
+from vosnet.training.disk_space import warn_when_low
 from vosnet.training.distributed import World, joined_world
 from vosnet.training.lock import RunLock, locked_folder
 from vosnet.training.loop import Loop
@@ -88,8 +90,10 @@ def train(loaded: LoadedRecipe, options: RunOptions) -> RunResult:
         lock = None
         mode = "new"
         if world.is_main:
+            is_ours = not options.out.exists()
             files.make_folder(options.out)
             lock = stack.enter_context(locked_folder(options.out))
+            stack.push(functools.partial(_leave_no_trace, lock, options.out, is_ours))
             mode = run_folder.claim_folder(options.out, options.resume, overwrite=options.overwrite)
         is_resumed = world.sum([float(mode == "resume")])[0] > 0
         return _Run(loaded, options, world, lock, resumed=is_resumed).execute(stop, stack)
@@ -128,6 +132,8 @@ class _Run:
         for warning in self.loaded.warnings:
             self._say(warning)
         images = self.recipe.training.batch_size * self.stream.clip_len
+        if self.world.is_main:
+            warn_when_low(self.out, trainer, len(self.checkpoints.steps()), self._say)
         loop = Loop(trainer, self.recipe, schedule, self.world, self.journal, self, images)
         if checkpoint is not None:
             trainer.load(checkpoint.state["trainer"])
@@ -302,6 +308,12 @@ class _Run:
             print(message, file=sys.stderr, flush=True)
             if self.journal is not None:
                 self.journal.note(message)
+
+
+def _leave_no_trace(lock: RunLock, out: Path, is_ours: bool, kind: object, *_: object) -> None:  # noqa: FBT001
+    """Withdraw from a folder in which a run failed before it began, such as for want of its data."""
+    if kind is not None and not (out / run_folder.RESOLVED_NAME).exists():
+        lock.withdraw(keep_folder=not is_ours)
 
 
 def _open_stream(recipe: Recipe) -> ClipStream:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.support.toy_training import losses, train_toy
 from vosnet import files
 from vosnet.errors import DivergedError, InputError, OutOfMemoryError, StorageError
 from vosnet.models import load_encoder
+from vosnet.training import disk_space
 from vosnet.training.checkpoint import CheckpointFolder, load_checkpoint
 from vosnet.training.guard import DivergenceGuard
 from vosnet.training.journal import read_rows
@@ -96,6 +98,27 @@ def test_f33_out_of_memory_names_the_peak_and_three_ways_out(
         < text.index("training.precision=bfloat16")
         < text.index("crop_size")
     )
+
+
+def test_f21_little_disk_space_is_said_before_training_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    estimates = []
+    original = disk_space.checkpoint_bytes
+    monkeypatch.setattr(
+        disk_space, "checkpoint_bytes", lambda trainer: estimates.append(original(trainer)) or estimates[-1]
+    )
+    options = ["schedule={steps: 1}", "training.ema_decay=0.9"]
+    train_toy(tmp_path / "run", *options)
+    assert "disk space" not in capsys.readouterr().err
+    last = tmp_path / "run" / "checkpoints" / "last"
+    assert estimates[0] == pytest.approx(sum(path.stat().st_size for path in last.iterdir()), rel=0.05)
+    usage = mock.Mock(free=estimates[0])
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    train_toy(tmp_path / "full", *options)
+    first, second = capsys.readouterr().err.splitlines()[:2]
+    assert f"little disk space: {estimates[0] / 1e6:,.0f} MB are free" in first
+    assert "toy:" in second
 
 
 def frame_folders(root: Path, count: int, bad: int) -> None:
