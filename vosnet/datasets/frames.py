@@ -100,6 +100,30 @@ class FrameStore:
         return resize_short_side(frame, self.short_side) if self.short_side else frame
 
 
+class StoredVideo:
+    """One video of a store, for those who read it as a whole.
+
+    Args:
+        entry: which one.
+        store: where its frames come from.
+    """
+
+    def __init__(self, entry: VideoEntry, store: FrameStore) -> None:
+        self.entry, self.store = entry, store
+
+    @property
+    def name(self) -> str:
+        """As in `Clip.names`."""
+        return self.entry.name
+
+    def __len__(self) -> int:
+        return self.store.num_frames(self.entry)
+
+    def read(self, indices: Sequence[int]) -> Frames:
+        """Frames as clips are cut from, RGB [n, H, W, 3] uint8; see `FrameStore.read`."""
+        return self.store.read(self.entry, indices)
+
+
 class _Decoded:
     def __init__(self, frames: Frames, broken: frozenset[int]) -> None:
         self.frames, self.broken = frames, broken

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vosnet.datasets.frames import FrameStore
+from vosnet.datasets.frames import FrameStore, StoredVideo
 from vosnet.datasets.index import VideoEntry, is_still
 from vosnet.datasets.sampling import (
     Order,
@@ -153,6 +153,21 @@ class ClipStream:
             bad=tuple(pair for s in samples for pair in s.bad),
             cut=Cut(*(torch.stack(parts) for parts in zip(*(s.cut for s in samples), strict=True))),
         )
+
+    def videos(self) -> list[StoredVideo]:
+        """Every video once, in the order of their names.
+
+        Raises:
+            InputError: two different videos have one name.
+        """
+        by_name: dict[str, VideoEntry] = {}
+        for entry in self.entries:
+            if by_name.setdefault(entry.name, entry) != entry:
+                paths = f"{by_name[entry.name].path} and {entry.path}"
+                raise InputError(
+                    "E265", f"two training videos are called {entry.name}: {paths}", "Rename one of them."
+                )
+        return [StoredVideo(by_name[name], self.store) for name in sorted(by_name)]
 
     def check_bad(self) -> None:
         """Stop when too much of the data is broken to call the rest the same data set.

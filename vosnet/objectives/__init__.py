@@ -1,6 +1,6 @@
 """What is minimized: one file per objective, a closed table of them, and the parts they share."""
 
-from vosnet.objectives.base import Objective, ObjectiveOutput
+from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshInterval, RefreshJob
 from vosnet.objectives.cycle_walk import CycleWalk
 from vosnet.objectives.dense_correspondence import DenseCorrespondence
 from vosnet.objectives.table import OBJECTIVES, build_objective
@@ -11,5 +11,7 @@ __all__ = [
     "DenseCorrespondence",
     "Objective",
     "ObjectiveOutput",
+    "RefreshInterval",
+    "RefreshJob",
     "build_objective",
 ]

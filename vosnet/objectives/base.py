@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from vosnet.datasets.frames import StoredVideo
 from vosnet.transforms import Clip
 
 
@@ -22,10 +25,69 @@ class ObjectiveOutput(NamedTuple):
     terms: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class RefreshInterval:
+    """How often an objective makes its files anew, by exactly one of three clocks.
+
+    Raises:
+        ValueError: none or several are given, or one is not positive.
+    """
+
+    epochs: float | None = None
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.epochs, self.steps, self.minutes) if value is not None]
+        if len(given) != 1 or given[0] <= 0:
+            raise ValueError(
+                "refresh_epochs, refresh_steps and refresh_minutes: exactly one must be given and positive, "
+                f"got {self.epochs}, {self.steps} and {self.minutes}"
+            )
+
+    def passed(self, step: int, seconds: float, steps_per_epoch: int) -> int:
+        """How many whole intervals lie before `step` and `seconds`; a refresh is due when it grows."""
+        if self.minutes is not None:
+            return int(seconds / (60 * self.minutes))
+        steps = self.steps if self.steps is not None else (self.epochs or 1) * steps_per_epoch
+        return int(step / steps)
+
+
+@dataclass(frozen=True)
+class RefreshJob:
+    """One rank's part of a refresh.
+
+    Args:
+        folder: where files go; the ranks share it.
+        videos: the training videos, each once, in an order that all ranks agree on.
+        part: which share this rank makes: the videos `part`, `part + parts`, ...
+        parts: number of ranks.
+    """
+
+    folder: Path
+    videos: Sequence[StoredVideo]
+    part: int = 0
+    parts: int = 1
+
+    def share(self) -> Sequence[StoredVideo]:
+        """The videos of this rank."""
+        return self.videos[self.part :: self.parts]
+
+
 class Objective(nn.Module):
-    """A loss that owns the networks it trains; `encoder` is the one that is kept after training."""
+    """A loss that owns the networks it trains; `encoder` is the one that is kept after training.
+
+    Some objectives learn from files that they make of the training videos with the networks as they are,
+    such as pseudo masks. Those state a `refresh_interval` and implement `refresh` and `use_refreshed`; the
+    engine calls them before the first step and at each interval, keeps the folders and their manifests, and
+    repeats a refresh that was interrupted.
+
+    Attributes:
+        refresh_interval: how often `refresh` is due; None: never.
+    """
 
     encoder: nn.Module
+    refresh_interval: RefreshInterval | None = None
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         raise NotImplementedError
@@ -42,6 +104,26 @@ class Objective(nn.Module):
 
     def after_step(self) -> None:
         """Called after every optimizer step that was taken, for networks that follow the trained one."""
+
+    def degenerate(self, terms: dict[str, float]) -> str | None:
+        """What shows that training has failed though all numbers are finite, such as equal features; or None.
+
+        Args:
+            terms: the named values of one step, averaged over the ranks.
+        """
+        return None
+
+    def refresh(self, job: RefreshJob) -> Iterator[str]:
+        """Make this rank's part of the files and yield the name of each video that is done.
+
+        The global random state and the networks are left as they were. The engine may stop in between; what
+        was written is then thrown away.
+        """
+        raise NotImplementedError
+
+    def use_refreshed(self, folder: Path) -> None:
+        """Read from now on what `refresh` wrote there; called on every rank, also after a resume."""
+        raise NotImplementedError
 
     def compile_graphs(self, backend: str = "inductor") -> None:
         """Compile the networks and the loss in place, whole graphs only; parameter names do not change."""

@@ -31,6 +31,9 @@ class Hooks(Protocol):
     def validate(self, loop: Loop) -> None:
         """Measure J&F and mark the best checkpoint."""
 
+    def refresh(self, loop: Loop, interval: int, stop: StopRequest) -> dict[str, Any] | None:
+        """Let the objective make its files anew; what made them, or None when stopped before the end."""
+
     def diverged(self, loop: Loop, crops: Crops, result: StepResult) -> None:
         """Write what is needed to find out why."""
 
@@ -93,6 +96,7 @@ class Loop:
         self._saved_at_s = 0.0
         self._checked = 0
         self._validated_at = -1
+        self.refreshed: dict[str, Any] | None = None  # what made the files that the objective uses
 
     def state(self) -> dict[str, Any]:
         """Plain values from which `load` continues; `seconds` is the time the schedule has used up."""
@@ -103,6 +107,7 @@ class Loop:
             "guard": self.guard.state(),
             "window": dataclasses.asdict(self.window),
             "checked": self._checked,
+            "refreshed": self.refreshed,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -111,6 +116,7 @@ class Loop:
         self.guard.load(state["guard"])
         self.window = Window(**state["window"])
         self._checked = state["checked"]
+        self.refreshed = state.get("refreshed")
         self._row_at = (self.step, self.seconds, self.waited_s)
         self._saved_at_s = self.seconds
 
@@ -127,12 +133,32 @@ class Loop:
         self._began = time.monotonic() - self.seconds
         stopped = False
         while not stopped and not self.schedule.done(self.step, self.seconds):
+            if not self._refreshed_in_time(stop):
+                stopped = True
+                break
             stopped = self._one_step(self._next(batches), stop)
             self._after_step(progress)
         if not stopped:
             self._validate()
         self.hooks.save(self)
         return not stopped
+
+    def _refreshed_in_time(self, stop: StopRequest) -> bool:
+        """Refresh the objective's files if that is due; False when a stop was asked for meanwhile.
+
+        The state before is saved first: a refresh that is interrupted is repeated from the same weights.
+        """
+        every = self.trainer.objective.refresh_interval
+        if every is None:
+            return True
+        interval = every.passed(self.step, self.seconds, self.schedule.steps_per_epoch)
+        if self.refreshed is not None and self.refreshed["interval"] >= interval:
+            return True
+        if self.step:
+            self.hooks.save(self)
+        made = self.hooks.refresh(self, interval, stop)
+        self.refreshed = made or self.refreshed
+        return made is not None
 
     def _next(self, batches: Iterator[Crops]) -> Crops:
         began = time.monotonic()
@@ -154,12 +180,19 @@ class Loop:
             means = [value / self.world.size for value in (loss, *terms)]
             names = ["loss", *result.terms]
             self.window.add({**dict(zip(names, means, strict=True)), "grad_norm": result.grad_norm})
+            self._check_terms(dict(zip(result.terms, means[1:], strict=True)))
         self.guard.note(bool(bad))
         self.step += 1
         if self.guard.diverged:
             self.hooks.diverged(self, crops, result)
             raise _diverged(self)
         return bool(stopped)
+
+    def _check_terms(self, terms: dict[str, float]) -> None:
+        problem = self.trainer.objective.degenerate(terms)
+        if problem is not None:
+            hint = "The last checkpoint is from before; lower optimizer.lr or change the objective's section."
+            raise DivergedError("E702", f"training came to nothing at step {self.step}: {problem}", hint)
 
     def _clip(self, crops: Crops) -> Clip:
         return assemble_clip(crops, self.world.device, self.recipe.encoder.color_space)

@@ -7,7 +7,9 @@ import dataclasses
 import functools
 import hashlib
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +30,7 @@ from vosnet.training.disk_space import warn_when_low
 from vosnet.training.distributed import World, joined_world
 from vosnet.training.lock import RunLock, locked_folder
 from vosnet.training.loop import Loop
+from vosnet.training.refresh import Refresher
 from vosnet.training.schedule import Schedule
 from vosnet.training.signals import StopRequest, stop_on_signals
 from vosnet.training.trainer import StepResult, Trainer
@@ -135,9 +138,11 @@ class _Run:
         if self.world.is_main:
             warn_when_low(self.out, trainer, len(self.checkpoints.steps()), self._say)
         loop = Loop(trainer, self.recipe, schedule, self.world, self.journal, self, images)
+        self.refresher = self._open_refresher(trainer)
         if checkpoint is not None:
             trainer.load(checkpoint.state["trainer"])
             loop.load(checkpoint.state["loop"])
+            self._resume_refreshed(loop)
             self.saved_step = loop.step if self.resumed else -1
             self._say(f"continuing from {checkpoint.folder} at step {loop.step}")
         self._announce(loop)
@@ -195,6 +200,15 @@ class _Run:
             self.best = score
             self.checkpoints.mark_best(loop.step, {"J&F": score})
 
+    def refresh(self, loop: Loop, interval: int, stop: StopRequest) -> dict[str, Any] | None:
+        """Hook: every rank makes its share of the objective's files."""
+        began = time.monotonic()
+        version = self.refresher.refresh(interval, loop.step, stop)
+        if version is None:
+            return None
+        self._say(f"step {loop.step}: refreshed the objective's files in {time.monotonic() - began:.0f} s")
+        return dataclasses.asdict(version)
+
     def diverged(self, loop: Loop, crops: Crops, result: StepResult) -> None:
         """Hook: write what is needed to find out why."""
         folder = self.out / "diverged"
@@ -227,6 +241,22 @@ class _Run:
         arguments = dict(self.recipe.objective)
         objective = build_objective(arguments.pop("name"), encoder, **arguments)
         return Trainer(objective, self.recipe, self.world)
+
+    def _open_refresher(self, trainer: Trainer) -> Refresher:
+        return Refresher(
+            trainer.objective,
+            self.stream,
+            self.out,
+            self.world,
+            say=self._say,
+            mode=self.options.progress,
+            beat=self.after_step,
+        )
+
+    def _resume_refreshed(self, loop: Loop) -> None:
+        if loop.trainer.objective.refresh_interval is not None:
+            version = self.refresher.resume(loop.refreshed)
+            loop.refreshed = None if version is None else dataclasses.asdict(version)
 
     def _open_validator(self) -> Validator | None:
         if not self.world.is_main:

@@ -23,7 +23,7 @@ from vosnet.training.lock import LOCK_NAME
 
 RESOLVED_NAME, SOURCE_NAME, ENV_NAME = "recipe.resolved.yaml", "recipe.yaml", "env.json"
 _FILES = (RESOLVED_NAME, SOURCE_NAME, ENV_NAME, "log.txt", "metrics.jsonl", "curves.png", "bad_files.txt")
-_FOLDERS = ("checkpoints", "tb", "eval", "diverged")
+_FOLDERS = ("checkpoints", "tb", "eval", "diverged", "refreshed")
 
 # What may differ between a run and its continuation: nothing here changes what a step computes.
 MAY_CHANGE = (
