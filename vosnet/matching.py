@@ -139,3 +139,33 @@ def window_readout(
             for part in torch.split(value, chunks.channels, dim=1)
         ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def dense_readout(query: Tensor, memory: Tensor, value: Tensor, *, temperature: float) -> Tensor:
+    """Softmax over every cell of every memory frame, applied to their values; differentiable in all three.
+
+    The [T * h * w, h * w] weights are never held: `scaled_dot_product_attention` works through them in
+    blocks, forward and backward. Its blocked CPU implementation wants values as wide as features, or it
+    falls back to one that holds them; so the narrower ones are padded with zeros, which changes no result.
+
+    Args:
+        query: features of one frame per sample, [B, C, h, w].
+        memory: features of its context, [B, T, C, h, w].
+        value: what is copied, [B, T, M, h, w].
+        temperature: divides the dot products.
+
+    Returns:
+        Readout, [B, M, h, w] float32. The weights of a query cell sum to 1 over the memory cells.
+    """
+    B, _, M, h, w = value.shape
+    width = -(-max(query.shape[1], M) // 8) * 8
+    with torch.autocast(query.device.type, enabled=False):
+        rows = _rows(query[:, None], width), _rows(memory, width), _rows(value, width)
+        out = functional.scaled_dot_product_attention(*rows, scale=1 / temperature)
+    return out[:, 0, :, :M].transpose(1, 2).reshape(B, M, h, w)
+
+
+def _rows(frames: Tensor, width: int) -> Tensor:
+    """Cells of all frames as one head's tokens, padded: [B, T, C, h, w] -> [B, 1, T * h * w, width]."""
+    tokens = frames.float().transpose(1, 2).flatten(2).transpose(1, 2)
+    return functional.pad(tokens, (0, width - tokens.shape[2]))[:, None]

@@ -1,0 +1,149 @@
+"""Mask-embedded segmentation against a loop in float64, and what its loss counts."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tests.vosnet.models.test_segmenter import TINY, aggregated_by_definition
+from vosnet.matching import dense_readout
+from vosnet.objectives.mask_embedding import MaskEmbedding, choose_objects, object_target
+
+
+def problem(B: int = 2, T: int = 3, C: int = 7, grid: int = 4) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "features": torch.randn(B, T, C, grid, grid, generator=generator),
+        "frames": torch.randn(B, T, 3, 8 * grid, 8 * grid, generator=generator),
+        "labels": torch.randint(0, 4, (B, T, grid, grid), generator=generator),
+        "draws": torch.rand(B, 4, generator=generator),
+    }
+
+
+def embedding(**changes: Any) -> MaskEmbedding:
+    torch.manual_seed(0)
+    return MaskEmbedding(8, num_clusters=4, **{**TINY, **changes})
+
+
+def affinity_by_loop(query: Tensor, memory: Tensor, temperature: float) -> Tensor:
+    """A of one sample, [T * h * w, h * w]: for each query cell a softmax over all reference cells."""
+    queries, cells = query.flatten(1).t().tolist(), memory.transpose(0, 1).flatten(1).t().tolist()
+    columns = []
+    for q in queries:
+        logits = torch.tensor([sum(a * b for a, b in zip(q, r)) / temperature for r in cells]).double()
+        columns.append(torch.exp(logits - logits.max()) / torch.exp(logits - logits.max()).sum())
+    return torch.stack(columns, dim=1)
+
+
+@pytest.mark.parametrize(("channels", "values"), [(7, 3), (3, 20)], ids=["narrow-value", "wide-value"])
+def test_the_dense_readout_is_the_affinity_applied(channels: int, values: int) -> None:
+    query, memory = torch.randn(1, channels, 3, 4), torch.randn(1, 2, channels, 3, 4)
+    value = torch.randn(1, 2, values, 3, 4)
+    affinity = affinity_by_loop(query[0].double(), memory[0].double(), 0.7)
+    torch.testing.assert_close(affinity.sum(0), torch.ones(12, dtype=torch.float64))
+    expected = value[0].double().transpose(0, 1).flatten(1) @ affinity
+    got = dense_readout(query, memory, value, temperature=0.7)
+    torch.testing.assert_close(got[0].flatten(1).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_a_query_cell_sum_to_one_over_the_references() -> None:
+    ones = torch.ones(1, 3, 1, 5, 5)
+    readout = dense_readout(torch.randn(1, 8, 5, 5), torch.randn(1, 3, 8, 5, 5), ones, temperature=0.1)
+    torch.testing.assert_close(readout, torch.ones(1, 1, 5, 5))
+
+
+def test_the_prediction_follows_the_papers_equations() -> None:
+    term = embedding(rounds=2).eval()
+    data = problem(B=1)
+    masks, valid = torch.rand(1, 2, 2, 4, 4), torch.ones(1, 2, dtype=torch.bool)
+    with torch.no_grad():
+        got = term.predict(data["features"], data["frames"], masks, valid)
+    features = functional.normalize(data["features"].double(), dim=2)[0]
+    affinity = affinity_by_loop(features[2], features[:2], 0.05)
+    term = term.double()
+    frames = data["frames"].double()[0]
+    seen, supports = [], []
+    for o in range(2):
+        cells = masks[0, :, o].double().flatten()
+        seen.append((cells @ affinity).view(4, 4))
+        V_r = [
+            term.segmenter.mask_encoder(frames[r : r + 1], masks[0, r : r + 1, o]).features for r in (0, 1)
+        ]
+        stacked = torch.stack([v[0] for v in V_r], dim=1).flatten(1)  # [D', 2 * h * w]
+        supports.append((stacked @ affinity).view(1, -1, 4, 4))
+    torch.testing.assert_close(got.coarse[0].double(), torch.stack(seen), rtol=1e-4, atol=1e-5)
+    for round_logits in got.rounds:
+        answers = []
+        for o in range(2):
+            own = term.segmenter.mask_encoder(frames[2:], seen[o][None])
+            answers.append(term.segmenter.mask_decoder(supports[o], own)[0].sigmoid())
+        expected = aggregated_by_definition(torch.stack(answers)[None])
+        torch.testing.assert_close(round_logits.softmax(1).double(), expected, rtol=1e-3, atol=1e-4)
+        seen = list(expected[0, 1:].detach())
+
+
+def test_objects_are_drawn_among_the_clusters_that_the_references_show() -> None:
+    labels = torch.full((200, 2, 3, 3), -1)
+    labels[:, 0, 0], labels[:, 1, 1] = 1, 3
+    labels[:, 0, 1] = 2
+    chosen, valid = choose_objects(labels, torch.rand(200, 4), num_clusters=5, num_objects=2)
+    assert bool(valid.all())
+    assert {int(i) for i in chosen.flatten()} == {1, 2, 3}
+    assert bool((chosen[:, 0] != chosen[:, 1]).all())
+    _, few = choose_objects(labels[:, :1] * (labels[:, :1] == 1), torch.rand(200, 4), 5, 4)
+    assert few.sum(1).tolist() == [2] * 200  # clusters 0 and 1 are all there is
+
+
+def test_the_target_leaves_out_what_is_unknown_and_calls_the_rest_background() -> None:
+    target = object_target(
+        torch.tensor([[[3, 1, 0, -1]]]), torch.tensor([[1, 0]]), torch.tensor([[True, False]])
+    )
+    assert target.tolist() == [[[0, 1, 0, -1]]]
+
+
+def test_unknown_query_cells_do_not_count() -> None:
+    term, data = embedding().eval(), problem(B=1)
+    known, _ = term.loss(**data)
+    part = data["labels"].clone()
+    part[:, -1, :2] = -1
+    half, _ = term.loss(**{**data, "labels": part})
+    assert half != known
+    nothing = torch.full_like(part, -1)
+    none, terms = embedding().loss(**{**data, "labels": nothing})
+    none.backward()
+    assert (none.item(), float(terms["objects"])) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("flows", [True, False])
+def test_the_gradient_reaches_the_visual_encoder_only_when_asked(flows: bool) -> None:
+    data = problem()
+    data["features"].requires_grad_()
+    term = embedding(encoder_gradient=flows, coarse_weight=0.5, normalize=False, temperature="sqrt_dim")
+    loss, _ = term.loss(**data)
+    loss.backward()
+    assert (data["features"].grad is not None) == flows
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in term.parameters())
+
+
+def test_only_the_latest_references_are_read() -> None:
+    data = problem(T=4)
+    late = {name: value[:, 1:] if name != "draws" else value for name, value in data.items()}
+    one, _ = embedding(num_references=2).eval().loss(**data)
+    two, _ = embedding().eval().loss(**late)
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_objects": 9}, "num_objects must"),
+        ({"rounds": 0}, "rounds must"),
+        ({"temperature": 0.0}, "temperature must"),
+        ({"num_references": 0}, "num_references must"),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        embedding(**changes)

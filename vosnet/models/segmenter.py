@@ -1,0 +1,136 @@
+"""Frame-mask encoder and mask decoder together: per-object passes, soft aggregation, refinement rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vosnet.models.mask_decoder import MaskDecoder
+from vosnet.models.mask_encoder import MaskArch, MaskEncoder, MaskFeatures
+
+
+class MaskSegmenter(nn.Module):
+    """V and D of Li et al. 2023, which turn features read out of reference frames into masks.
+
+    Args:
+        arch: of the frame-mask encoder, "resnet18" or "resnet50".
+        output_stride: the visual encoder's.
+        width, depth, mask_dim: `width`, `depth` and `out_dim` of `MaskEncoder`.
+        hidden_dim, skips, upsample: see `MaskDecoder`.
+
+    Attributes:
+        settings: these arguments, for the checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        arch: MaskArch = "resnet18",
+        output_stride: int = 8,
+        width: int = 64,
+        depth: int | None = None,
+        mask_dim: int = 128,
+        hidden_dim: int = 128,
+        skips: bool = True,
+        upsample: bool = True,
+    ) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {
+            "arch": arch,
+            "output_stride": output_stride,
+            "width": width,
+            "depth": depth,
+            "mask_dim": mask_dim,
+            "hidden_dim": hidden_dim,
+            "skips": skips,
+            "upsample": upsample,
+        }
+        self.mask_dim = mask_dim
+        self.mask_encoder = MaskEncoder(
+            arch=arch, output_stride=output_stride, width=width, depth=depth, out_dim=mask_dim
+        )
+        self.mask_decoder = MaskDecoder(
+            mask_dim,
+            self.mask_encoder.middle_dim,
+            self.mask_encoder.fine_dim,
+            hidden_dim=hidden_dim,
+            skips=skips,
+            upsample=upsample,
+        )
+
+    def embed(self, images: Tensor, masks: Tensor) -> MaskFeatures:
+        """V of every object in its image; the objects go through as one batch.
+
+        Args:
+            images: as the visual encoder takes them, [B, 3, H, W].
+            masks: probabilities, [B, O, h', w'].
+
+        Returns:
+            [B * O, ...] each, objects of one image together.
+        """
+        repeated = images[:, None].expand(-1, masks.shape[1], -1, -1, -1)
+        embedded: MaskFeatures = self.mask_encoder(repeated.flatten(0, 1), masks.flatten(0, 1))
+        return embedded
+
+    def refine(self, images: Tensor, support: Tensor, masks: Tensor) -> Tensor:
+        """One round: Y-hat_q = D([V_q, V([I_q, Y-bar_q])]).
+
+        Args:
+            images: queries, [B, 3, H, W].
+            support: V_q, read out of the reference frames, [B, O, D, h, w].
+            masks: Y-bar_q, or Y-hat_q of the round before, [B, O, h', w'].
+
+        Returns:
+            Logits of each object by itself, [B, O, h'', w''] float32.
+        """
+        logits: Tensor = self.mask_decoder(support.flatten(0, 1), self.embed(images, masks))
+        return logits.float().view(*masks.shape[:2], *logits.shape[1:])
+
+
+def soft_aggregate(logits: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Joint logits of background and objects from each object's own logit.
+
+    With p = sigmoid(logits) the background has the product of all 1 - p; each probability enters a softmax
+    by its log-odds. The background's product is kept at 1e-7 below 1.
+
+    Args:
+        logits: [B, O, ...].
+        valid: False where a slot holds no object, [B, O]; it then gets no probability.
+
+    Returns:
+        Logits, [B, 1 + O, ...] float32, channel 0 is background.
+    """
+    logits = logits.float()
+    absent = functional.logsigmoid(-logits)  # log(1 - p)
+    if valid is not None:
+        empty = ~valid.view(*valid.shape, *[1] * (logits.ndim - 2))
+        absent = absent.masked_fill(empty, 0.0)
+        logits = logits.masked_fill(empty, -1e4)
+    product = absent.sum(1, keepdim=True).clamp(max=-1e-7)
+    background = product - torch.log(-torch.expm1(product))
+    return torch.cat([background, logits], dim=1)
+
+
+def refinement_rounds(
+    refine: Callable[[Tensor], Tensor], coarse: Tensor, rounds: int, valid: Tensor | None = None
+) -> list[Tensor]:
+    """Aggregated logits of every round; each round sees the probabilities of the one before.
+
+    Args:
+        refine: masks [B, O, h', w'] to logits of each object, [B, O, h'', w''].
+        coarse: Y-bar_q, the masks that round 1 sees, [B, O, h, w].
+        rounds: at least 1.
+        valid: see `soft_aggregate`.
+
+    Returns:
+        `rounds` tensors [B, 1 + O, h'', w''].
+    """
+    outputs: list[Tensor] = []
+    for _ in range(rounds):
+        masks = coarse if not outputs else outputs[-1].softmax(1)[:, 1:]
+        outputs.append(soft_aggregate(refine(masks), valid))
+    return outputs
