@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from vosnet.progress import Progress, ProgressMode
 if TYPE_CHECKING:
     from vosnet.datasets.benchmark import Benchmark
     from vosnet.datasets.results import SequenceResult
+    from vosnet.export.adapted import BenchmarkAdapter
     from vosnet.export.evaluation import Evaluation
     from vosnet.export.folder import ResultFolder
     from vosnet.propagation import Propagator
@@ -30,6 +32,7 @@ _EXAMPLES = [
     "--root DAVIS --split 2016/val --checkpoint random --out runs/random",
     "--root DAVIS --split 2017/val --compare results/before results/after",
     "--dataset ytvos --root YT --split valid --results out --submission a.zip",
+    "--root DAVIS --split 2017/val --results results/dul --adapt --out results/dul_adapted",
 ]
 _DESCRIPTION = """\
 Region similarity J and boundary accuracy F by the rules of davis2017-evaluation, or YouTube-VOS'
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _compare_files(options)
     benchmark = _open_benchmark(options)
     with joined_ranks() as ranks, contextlib.ExitStack() as stack:
-        if options.checkpoint is not None:
+        if options.checkpoint is not None or options.adapt:
             results = _propagate(options, benchmark, ranks, stack)
         else:
             results = options.results
@@ -96,6 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     method.add_argument("--out", type=expand, metavar="DIR", help="keep masks and report there")
     method.add_argument("--resume", action="store_true", help="continue an interrupted --out")
     method.add_argument("--overwrite", action="store_true", help="replace an earlier result in --out")
+    adapted = parser.add_argument_group("online adaptation, on --checkpoint's masks or on those of --results")
+    adapted.add_argument("--adapt", action="store_true", help="a U-Net per sequence makes the final masks")
+    adapted.add_argument(
+        "--adapt-set", nargs="+", default=[], metavar="KEY=VALUE", help="override a setting of it"
+    )
+    adapted.add_argument(
+        "--adapt-curve", type=int, default=0, metavar="N", help="J and F every N iterations, for studies"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write all numbers there; - is stdout")
     output.add_argument(
@@ -121,15 +132,23 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("E140", "--resume and --overwrite exclude each other")
     if options.workers is not None and options.workers < 1:
         raise UsageError("E140", f"--workers must be at least 1, got {options.workers}")
-    only_checkpoint = [
-        name for name in ("out", "preset", "resume", "overwrite", "set") if getattr(options, name)
-    ]
+    makes_masks = options.checkpoint is not None or options.adapt
+    names = ("preset", "set") if makes_masks else ("out", "preset", "resume", "overwrite", "set")
+    only_checkpoint = [name for name in names if getattr(options, name)]
+    if options.adapt and (options.compare or (options.results and not options.out)):
+        raise UsageError("E140", "--adapt goes with --checkpoint, or with --results and --out")
+    if (options.adapt_set or options.adapt_curve) and not options.adapt:
+        raise UsageError("E140", "--adapt-set and --adapt-curve go with --adapt only")
+    if options.adapt_curve and (options.adapt_curve < 0 or not options.out):
+        raise UsageError("E140", "--adapt-curve needs a positive number of iterations, and --out")
+    if options.results and options.out and options.results.resolve() == options.out.resolve():
+        raise UsageError("E140", "--adapt reads --results and writes --out: they must differ")
     if options.checkpoint is None and only_checkpoint:
         raise UsageError("E140", f"--{only_checkpoint[0]} goes with --checkpoint only")
     if options.submission and options.compare:
         raise UsageError("E140", "--submission and --compare exclude each other")
-    if options.checkpoint is not None and not options.out and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("E140", "under torchrun --checkpoint needs --out, a folder that every process sees")
+    if makes_masks and not options.out and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("E140", "under torchrun masks need --out, a folder that every process sees")
 
 
 def _open_benchmark(options: argparse.Namespace) -> Benchmark:
@@ -143,25 +162,28 @@ def _open_benchmark(options: argparse.Namespace) -> Benchmark:
 def _propagate(
     options: argparse.Namespace, benchmark: Benchmark, ranks: Ranks, stack: contextlib.ExitStack
 ) -> Path:
-    """Run the checkpoint on every sequence; the folder with the masks."""
+    """Run the checkpoint on every sequence, or adapt the masks of --results; the folder with the masks."""
     from vosnet import Propagator
     from vosnet.export.benchmark import propagate_benchmark
 
-    propagator = Propagator.from_checkpoint(
-        options.checkpoint,
-        preset=options.preset,
-        device=_device(options.device),
-        **parse_assignments(options.set),
-    )
-    if ranks.is_main:
-        _say(options, f"encoder: {propagator.source}")
-    folder = _result_folder(options, benchmark, propagator, ranks, stack)
+    mode: ProgressMode = options.progress if ranks.is_main else "quiet"
+    adapter = _adapter(options, mode) if options.adapt else None
+    propagator = None
+    if options.checkpoint is not None:
+        propagator = Propagator.from_checkpoint(
+            options.checkpoint,
+            preset=options.preset,
+            device=_device(options.device),
+            **parse_assignments(options.set),
+        )
+        if ranks.is_main:
+            _say(options, f"encoder: {propagator.source}")
+    folder = _result_folder(options, benchmark, propagator, adapter, ranks, stack)
     mine = ranks.share(benchmark.names, lambda name: len(benchmark.frames(name)))
     label = "propagate" if ranks.size == 1 else f"propagate, process {ranks.rank} of {ranks.size}"
-    mode: ProgressMode = options.progress if ranks.is_main else "quiet"
     total = sum(len(benchmark.frames(name)) for name in mine)
-    with Progress(total, label, mode=mode) as progress:
-        failures = propagate_benchmark(propagator, benchmark, mine, folder, progress)
+    with Progress(total, label, mode="quiet" if adapter else mode) as progress:  # adapting shows its own
+        failures = propagate_benchmark(propagator, benchmark, mine, folder, progress, adapter)
     everywhere = {name: why for part in ranks.gather(failures) for name, why in part.items()}
     if everywhere:
         listed = "\n".join(f"  {name}: {why}" for name, why in everywhere.items())
@@ -172,10 +194,25 @@ def _propagate(
     return folder.root
 
 
+def _adapter(options: argparse.Namespace, mode: ProgressMode) -> BenchmarkAdapter:
+    from vosnet.export.adapted import BenchmarkAdapter
+    from vosnet.propagation.adaptation_settings import make_settings
+
+    return BenchmarkAdapter(
+        make_settings(**parse_assignments(options.adapt_set)),
+        _device(options.device),
+        mode,
+        say=lambda text: _say(options, text),
+        start_from=options.results,
+        curve_every=options.adapt_curve,
+    )
+
+
 def _result_folder(
     options: argparse.Namespace,
     benchmark: Benchmark,
-    propagator: Propagator,
+    propagator: Propagator | None,
+    adapter: BenchmarkAdapter | None,
     ranks: Ranks,
     stack: contextlib.ExitStack,
 ) -> ResultFolder:
@@ -187,9 +224,13 @@ def _result_folder(
         "dataset": options.dataset,
         "root": str(options.root.resolve()),
         "sequences": benchmark.names,
-        "encoder": propagator.source,
-        "protocol": {key: str(value) for key, value in vars(propagator.protocol).items()},
     }
+    if propagator is not None:
+        settings["encoder"] = propagator.source
+        settings["protocol"] = {key: str(value) for key, value in vars(propagator.protocol).items()}
+    if adapter is not None:
+        settings["adaptation"] = dataclasses.asdict(adapter.settings)
+        settings["adapted from"] = str(options.results.resolve()) if options.results else None
     existing: Literal["refuse", "resume", "overwrite"]
     existing = "overwrite" if options.overwrite else "resume" if options.resume else "refuse"
     folder = ResultFolder(out, settings, existing=existing) if ranks.is_main else None

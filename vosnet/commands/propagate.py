@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import sys
@@ -26,6 +27,7 @@ _EXAMPLES = [
     "--video frames/ --mask 0=first.png 57=later.png --out result",
     "--video clip.mov --mask 120=middle.png --start 100 --end 200 --format palette coco-video",
     "--video clip.mp4 --mask first.png --checkpoint runs/dul --set k=5 radius=15",
+    "--video clip.mp4 --mask first.png --adapt --adapt-set iterations=150",
     "--videos clips/ --masks first_masks/ --out results",
 ]
 
@@ -44,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     jobs = _jobs(options)
     from vosnet import Propagator
+    from vosnet.propagation.adaptation_settings import make_settings
 
+    if options.adapt_set and not options.adapt:
+        raise UsageError("E138", "--adapt-set goes with --adapt only")
+    options.adaptation = make_settings(**parse_assignments(options.adapt_set)) if options.adapt else None
     propagator = Propagator.from_checkpoint(
         options.checkpoint,
         preset=options.preset,
@@ -117,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     method.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default auto)")
     method.add_argument(
         "--allow-degrade", action="store_true", help="when memory is short, keep fewer frames"
+    )
+    method.add_argument(
+        "--adapt", action="store_true", help="train a U-Net on the propagated masks; its masks are final"
+    )
+    method.add_argument(
+        "--adapt-set", nargs="+", default=[], metavar="KEY=VALUE", help="override a setting of --adapt"
     )
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="result folder (default: result_<video stem>)")
@@ -204,6 +216,8 @@ def _propagate(
             "protocol": {key: str(value) for key, value in vars(propagator.protocol).items()},
             "direction": direction,
         }
+        if options.adaptation is not None:
+            settings["adaptation"] = dataclasses.asdict(options.adaptation)
         existing: Literal["refuse", "resume", "overwrite"]
         existing = "overwrite" if options.overwrite else "resume" if options.resume else "refuse"
         folder = ResultFolder(job.out, settings, existing=existing)
@@ -220,13 +234,17 @@ def _propagate(
             save_every=options.save_every,
         )
         say(f"video: {job.video}, {len(selection)} frames, read by {reader.decoder} ({reader.reason})")
-        report = propagate_clip(propagator, selection, masks, folder, export, direction=direction)
+        report = propagate_clip(
+            propagator, selection, masks, folder, export, direction=direction, adaptation=options.adaptation
+        )
     say(f"masks: {job.out / 'masks'} ({report['frames_per_s']:.2f} frames/s)")
     if export.overlay:
         say(f"overlay: {job.out / 'overlay.mp4'}")
     say(f"pictures: {job.out / 'sheet.jpg'}; summary: {job.out / 'result.json'}")
     for warning in report["warnings"]:
         say(f"{job.video}: {warning}")
+    if options.adaptation is not None and report["adaptation"]["kept_propagated"]:
+        say(f"{job.video}: propagated masks kept, {report['adaptation']['kept_propagated']}")
     return {"out": str(job.out), **report}
 
 

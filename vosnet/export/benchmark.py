@@ -14,19 +14,29 @@ from vosnet.progress import Progress
 from vosnet.video import open_video
 
 if TYPE_CHECKING:
+    from vosnet.export.adapted import BenchmarkAdapter
     from vosnet.propagation import Propagator
 
 
 def propagate_benchmark(
-    propagator: Propagator,
+    propagator: Propagator | None,
     benchmark: Benchmark,
     names: Sequence[str],
     folder: ResultFolder,
     progress: Progress,
+    adapter: BenchmarkAdapter | None = None,
 ) -> dict[str, str]:
     """Propagate the sequences `names`, each from the masks a method may see; `<seq>/<frame>.png` in `folder`.
 
     A sequence whose masks are all there (from an interrupted run) is left as it is.
+
+    Args:
+        propagator: None where `adapter` starts from masks on disk.
+        benchmark: the data set.
+        names: sequences to do.
+        folder: where masks go.
+        progress: counts frames.
+        adapter: adapts each sequence online after its propagation.
 
     Returns:
         What went wrong, by sequence; the others are complete.
@@ -38,7 +48,12 @@ def propagate_benchmark(
             progress.advance(count)
             continue
         try:
-            propagate_sequence(propagator, benchmark, name, folder, progress)
+            if adapter is not None:
+                adapter.run(propagator, benchmark, name, folder)
+                progress.advance(count)
+            else:
+                assert propagator is not None
+                propagate_sequence(propagator, benchmark, name, folder, progress)
         except VosnetError as error:
             failures[name] = str(error)
     return failures

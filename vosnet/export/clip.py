@@ -5,25 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vosnet.export.adapted import adapt_shown, report_json
 from vosnet.export.coco import CocoVideo
 from vosnet.export.folder import ResultFolder
 from vosnet.export.overlay import ColorScheme, contact_sheet, draw_mask, object_colors
 from vosnet.files import atomic_path, sha256, write_json
 from vosnet.masks import read_mask, write_mask
 from vosnet.progress import Progress, ProgressMode
-from vosnet.propagation.propagator import Direction, Propagator
+from vosnet.propagation.adaptation import PackedMasks
+from vosnet.propagation.adaptation_settings import AdaptationSettings
+from vosnet.propagation.propagator import Propagator
+from vosnet.propagation.training_frames import Direction
 from vosnet.video import VideoWriter
 from vosnet.video.selection import FrameSelection
 
 Format = Literal["palette", "binary", "coco-video"]
 _SHEET_PICTURES = 8
 _SPILL = "state.safetensors"
+_PROPAGATED = "propagated.json"  # there once every frame is propagated, when adaptation follows
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,13 @@ def propagate_clip(
     options: ExportOptions,
     *,
     direction: Direction = "forward",
+    adaptation: AdaptationSettings | None = None,
 ) -> dict[str, Any]:
     """Carry `masks` through the selected frames and write everything into `folder`.
 
     An interrupted call leaves the masks so far and the tracker's state; calling it again with a folder that
-    was opened to resume goes on from there.
+    was opened to resume goes on from there. With `adaptation` the propagated masks go to `propagated/` and a
+    U-Net trained on them makes `masks/`; interrupted there, training begins anew and gives the same masks.
 
     Args:
         propagator: encoder and protocol.
@@ -70,23 +78,23 @@ def propagate_clip(
         folder: where files go.
         options: what is written.
         direction: see `Propagator.propagate`.
+        adaptation: settings of online adaptation; None does without.
 
     Returns:
         The content of `result.json`: settings, objects, timing, and the SHA-256 of each mask.
     """
     writer = MaskWriter(folder, selection, options.formats)
+    first = writer if adaptation is None else MaskWriter(folder, selection, (), "propagated")
     began = time.perf_counter()
     done = 0
-    results = propagator.propagate(
-        selection, masks, direction=direction, spill=folder.path(_SPILL), spill_every=options.save_every
-    )
-    label = f"propagate {selection.reader.path.name}"
-    with Progress(len(selection), label, mode=options.progress) as progress:
-        for result in results:
-            writer.write(result.index, result.mask)
-            done += 1
-            progress.advance()
+    if not folder.has(_PROPAGATED):
+        done = _propagate(propagator, selection, masks, folder, first, options, direction)
     propagated_s = time.perf_counter() - began
+    adapted = None
+    if adaptation is not None:
+        write_json(folder.path(_PROPAGATED), {"frames": first.answered()})
+        adapted = _adapt(propagator, selection, masks, first, writer, options, direction, adaptation)
+    adapted_s = time.perf_counter() - began - propagated_s
     writer.finish()
     write_overlay(folder, selection, writer, options)
     reader = selection.reader
@@ -102,8 +110,10 @@ def propagate_clip(
         "protocol": vars(propagator.protocol),
         "objects": sorted({int(label) for mask in masks.values() for label in np.unique(mask) if label}),
         "direction": direction,
+        "adaptation": adapted,
         "seconds": {
             "propagate": round(propagated_s, 3),
+            "adapt": round(adapted_s, 3),
             "of which writing masks": round(writer.seconds, 3),
             "all": round(time.perf_counter() - began, 3),
         },
@@ -114,13 +124,80 @@ def propagate_clip(
     return report
 
 
-class MaskWriter:
-    """Writes the mask of each frame in every format asked for."""
+def _propagate(
+    propagator: Propagator,
+    selection: FrameSelection,
+    masks: Mapping[int, NDArray[np.uint8]],
+    folder: ResultFolder,
+    writer: MaskWriter,
+    options: ExportOptions,
+    direction: Direction,
+) -> int:
+    """Write the propagated mask of every frame; how many."""
+    done = 0
+    results = propagator.propagate(
+        selection, masks, direction=direction, spill=folder.path(_SPILL), spill_every=options.save_every
+    )
+    label = f"propagate {selection.reader.path.name}"
+    with Progress(len(selection), label, mode=options.progress) as progress:
+        for result in results:
+            writer.write(result.index, result.mask)
+            done += 1
+            progress.advance()
+    return done
 
-    def __init__(self, folder: ResultFolder, selection: FrameSelection, formats: tuple[Format, ...]) -> None:
+
+def _adapt(
+    propagator: Propagator,
+    selection: FrameSelection,
+    masks: Mapping[int, NDArray[np.uint8]],
+    propagated: MaskWriter,
+    writer: MaskWriter,
+    options: ExportOptions,
+    direction: Direction,
+    settings: AdaptationSettings,
+) -> dict[str, Any]:
+    """Write the adapted mask of every frame that was propagated; the report for `result.json`."""
+    taught = PackedMasks()
+    for place in propagated.answered():
+        taught[place] = propagated.read(place)
+    adaptation = adapt_shown(
+        selection,
+        taught,
+        masks,
+        settings,
+        label=f"adapt {selection.reader.path.name}",
+        mode=options.progress,
+        direction=direction,
+        device=propagator.device,
+    )
+    with Progress(len(taught), "write adapted masks", mode=options.progress) as progress:
+        for place, mask in adaptation.masks(selection):
+            writer.write(place, mask)
+            progress.advance()
+    return report_json(adaptation, settings)
+
+
+class MaskWriter:
+    """Writes the mask of each frame in every format asked for.
+
+    Args:
+        folder: where files go.
+        selection: the frames.
+        formats: beside the palette PNGs, which are always written.
+        under: the sub-folder of the palette PNGs.
+    """
+
+    def __init__(
+        self,
+        folder: ResultFolder,
+        selection: FrameSelection,
+        formats: tuple[Format, ...],
+        under: str = "masks",
+    ) -> None:
         names = selection.reader.names
         self.names = [names[index] for index in selection.indices]
-        self._folder, self._formats = folder, formats
+        self._folder, self._formats, self._under = folder, formats, under
         self._size = selection.reader.size
         self._coco = (
             CocoVideo(selection.reader.path.stem, self.names, selection.reader.size)
@@ -133,7 +210,7 @@ class MaskWriter:
         """Write the mask of the frame at `place` in the selection, [H, W] ids."""
         began = time.perf_counter()
         name = self.names[place]
-        write_mask(self._folder.path(f"masks/{name}.png"), mask)
+        write_mask(self._folder.path(f"{self._under}/{name}.png"), mask)
         if "binary" in self._formats:
             for label in np.unique(mask[mask > 0]):
                 with atomic_path(self._folder.path(f"binary/{label}/{name}.png")) as temporary:
@@ -142,8 +219,15 @@ class MaskWriter:
 
     def read(self, place: int) -> NDArray[np.uint8]:
         """The mask written for the frame at `place`; empty for a frame that was not answered."""
-        path = self._folder.root / "masks" / f"{self.names[place]}.png"
+        path = self._path(place)
         return read_mask(path).ids if path.is_file() else np.zeros(self._size, np.uint8)
+
+    def answered(self) -> list[int]:
+        """Places whose mask is written."""
+        return [place for place in range(len(self.names)) if self._path(place).is_file()]
+
+    def _path(self, place: int) -> Path:
+        return self._folder.root / self._under / f"{self.names[place]}.png"
 
     def finish(self) -> None:
         """Write what needs every frame."""

@@ -65,6 +65,10 @@ class ResultFolder:
                 file.write(name + "\n")
         return path
 
+    def has(self, name: str) -> bool:
+        """Whether this tool made the file `name` here and it exists."""
+        return name in self._made and inside(self.root, name).is_file()
+
     def forget(self, name: str) -> None:
         """Delete a file that was only needed on the way, such as a spilled state."""
         inside(self.root, name).unlink(missing_ok=True)

@@ -148,8 +148,7 @@ def adapt(
     objects = sorted({label for labels in ids.values() for label in labels})
     if not objects or not propagated:
         raise InputError("E178", "online adaptation needs an annotated object and propagated masks")
-    if iter(frames) is frames:
-        raise UsageError("E177", "online adaptation reads the frames twice", "Give a list or a VideoReader.")
+    require_rereadable(frames)
     report = AdaptationReport()
     if not set(propagated) - set(given):
         report.kept_propagated = "every frame is annotated: there is nothing to adapt"
@@ -168,6 +167,12 @@ def adapt(
         report.agreement = _agreement(model, kept, set(given))
         report.kept_propagated = _lost_objects(report.agreement, settings.min_agreement)
     return Adaptation(None if report.kept_propagated else model, report, propagated, given, direction)
+
+
+def require_rereadable(frames: Iterable[np.ndarray]) -> None:
+    """Raise when `frames` would be used up by one reading (E177)."""
+    if iter(frames) is frames:
+        raise UsageError("E177", "online adaptation reads the frames twice", "Give a list or a VideoReader.")
 
 
 def _ids_by_frame(given: Masks) -> dict[int, set[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,13 +14,14 @@ from vosnet.errors import InputError, UsageError
 from vosnet.models import CallableEncoder, load_encoder
 from vosnet.models.inference import FeatureExtractor, Precision, choose_device
 from vosnet.models.resnet import Arch
+from vosnet.propagation.adaptation import Adaptation, OnStep, PackedMasks, adapt, require_rereadable
+from vosnet.propagation.adaptation_settings import AdaptationSettings
 from vosnet.propagation.masks import upsample, with_annotation
 from vosnet.propagation.protocol import Protocol, check_switches, make_protocol
 from vosnet.propagation.spill import Spill, fingerprint
 from vosnet.propagation.tracker import Tracker
+from vosnet.propagation.training_frames import Direction
 from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
-
-Direction = Literal["forward", "backward", "both"]
 
 
 @dataclass
@@ -202,6 +203,38 @@ class Propagator:
         passes = _plan(frames, masks, direction)
         keeper = Spill(spill, spill_every, self._fingerprint(masks, direction)) if spill is not None else None
         return self._run(frames, dict(masks), passes, keeper, keep_annotations)
+
+    def adapt(
+        self,
+        frames: Iterable[np.ndarray],
+        masks: Mapping[int, np.ndarray],
+        settings: AdaptationSettings | None = None,
+        *,
+        direction: Direction = "forward",
+        on_step: OnStep | None = None,
+    ) -> Adaptation:
+        """Propagate, then train a U-Net on the propagated masks, whose answers are the final ones.
+
+        `for index, mask in propagator.adapt(frames, masks).masks(frames)` walks over them.
+
+        Args:
+            frames: as for `propagate`, but read three times in all: a list, an array or a VideoReader.
+            masks: as for `propagate`.
+            settings: of online adaptation; None is the paper's.
+            direction: as for `propagate`.
+            on_step: see `vosnet.propagation.adaptation.adapt`.
+
+        Raises:
+            UsageError: frames that can be read only once (E177), and as `propagate`.
+            InputError: as `propagate`.
+        """
+        require_rereadable(frames)
+        propagated = PackedMasks()
+        for result in self.propagate(frames, masks, direction=direction):
+            propagated[result.index] = result.mask
+        return adapt(
+            frames, propagated, masks, settings, direction=direction, device=self.device, on_step=on_step
+        )
 
     def _fingerprint(self, masks: Mapping[int, np.ndarray], direction: str) -> str:
         return fingerprint(self.protocol, self.source, masks, direction)

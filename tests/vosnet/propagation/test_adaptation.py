@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from vosnet import Propagator
 from vosnet.errors import InputError, UsageError
 from vosnet.masks import object_ids
 from vosnet.metrics import region_similarity
@@ -157,3 +158,15 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         adapt(CLIP.frames, {1: np.zeros((32, 48), np.uint8)}, given, AdaptationSettings())
     with pytest.raises(InputError, match="annotated object"):
         adapt(CLIP.frames, masks, {0: np.zeros((64, 96), np.uint8)}, AdaptationSettings())
+
+
+def test_a_propagator_adapts_what_it_propagated() -> None:
+    propagator = Propagator.from_checkpoint("random", device="cpu", layer="layer2", num_recent=2)
+    settings = make_settings(**{**TOY, "iterations": 1, "min_agreement": 0.0})
+    frames = list(CLIP.frames[:4])
+    adaptation = propagator.adapt(frames, {0: CLIP.masks[0]}, settings)
+    masks = dict(adaptation.masks(frames))
+    assert list(masks) == [0, 1, 2, 3]
+    assert np.array_equal(masks[0], CLIP.masks[0])
+    with pytest.raises(UsageError, match="twice"):
+        propagator.adapt(iter(frames), {0: CLIP.masks[0]}, settings)
