@@ -57,6 +57,24 @@ def windowed_readout(
     return readout
 
 
+def windowed_readout_with_lse(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    *,
+    radius: int,
+    temperature: float = 1.0,
+    outside: str = "exclude",
+) -> tuple[Tensor, Tensor]:
+    """`windowed_readout` and the log-sum-exp of each query cell's logits, [B, h, w], at least float32.
+
+    With the latter, readouts over different memories can be put together as if one softmax had seen them all:
+    each counts by exp of its log-sum-exp. Both results are differentiable.
+    """
+    readout, lse = _forward(query, memory, value, radius, temperature, outside)
+    return readout, lse
+
+
 def check_arguments(
     query: Tensor, memory: Tensor, value: Tensor, radius: int, temperature: float, outside: str
 ) -> None:

@@ -1,0 +1,163 @@
+"""The second search: a dense window around a position of its own for each query cell.
+
+Queries are sorted by the block of BLOCK x BLOCK cells that their positions fall into. All windows of a block
+lie in one rectangle of the memory frame, so the affinities of its queries are one matrix product, however
+scattered the queries themselves are; nothing is gathered per query.
+
+Positions lie between cells. An affinity with a bilinear feature is the bilinear interpolation of affinities
+with cells, and the four shares are the same for a query's whole window. So the product is taken with cells,
+the affinities are interpolated, and the values are read out four times, shifted by one cell, and mixed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vosnet_kernels.widened_readout.reference import EDGE
+from vosnet_kernels.workspace import workspace_bytes
+
+BLOCK = 8
+QUERIES = 64  # per matrix product
+CACHE_BYTES = 8 << 20  # what a CPU thread works on at once
+LOG2_E, LN_2 = math.log2(math.e), math.log(2.0)  # logits are kept in base 2: exp2 is the fast exponential
+NEVER = -1e30  # instead of -inf, whose differences are NaN
+
+
+class Tiles(NamedTuple):
+    """Queries grouped by the block that their positions lie in.
+
+    Attributes:
+        queries: index of each query cell, or h * w where a tile is not full, [N, QUERIES].
+        rows, cols: the tile's block, in blocks, [N].
+    """
+
+    queries: Tensor
+    rows: Tensor
+    cols: Tensor
+
+
+def centered_readout(
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    positions: Tensor,
+    radius: int,
+    temperature: float,
+    outside: str,
+) -> tuple[Tensor, Tensor]:
+    """Readout and log-sum-exp of the logits over a window of unit steps around each query's position.
+
+    Args:
+        query: features, [C, h, w].
+        memory: features of one frame, [C, h, w].
+        value: what is copied, [M, h, w].
+        positions: (y, x) in cells, inside the frame, [2, h, w].
+        radius, temperature, outside: see `widened_readout`.
+
+    Returns:
+        Readout [M, h, w] and log-sum-exp [h, w], in the dtype of `positions`.
+    """
+    c, h, w = query.shape
+    m, dtype = value.shape[0], positions.dtype
+    at = positions.flatten(1).t()  # [hw, 2]
+    whole = at.floor()
+    tiles = _tiles(whole.long() // BLOCK, _blocks(h), _blocks(w))
+    queries = _with_spare(query.to(dtype).flatten(1).t() * (LOG2_E / temperature))  # [hw + 1, C]
+    at, whole = _with_spare(at), _with_spare(whole)
+    keys, values = _rectangles(memory.to(dtype), radius), _rectangles(value.to(dtype), radius)
+    out, lse = at.new_empty(h * w + 1, m), at.new_empty(h * w + 1)
+    side = BLOCK + 2 * radius + 1
+    most = _tiles_at_once(side, c, m, at)
+    for first in range(0, len(tiles.rows), most):
+        index, row, col = (part[first : first + most] for part in tiles)
+        blocks = torch.stack([row, col], 1) * BLOCK  # top left cell, [n, 2]
+        fraction = at[index] - whole[index]  # [n, Q, 2]
+        logits = queries[index].bmm(keys[row, col].flatten(1, 2).transpose(1, 2)).unflatten(2, (side, side))
+        logits = _interpolated(logits, fraction)  # [n, Q, side - 1, side - 1]
+        for axis, size in enumerate((h, w)):
+            mask = _window_mask(at[index], whole[index], blocks, axis, radius, size, outside)
+            logits += mask[..., None] if axis == 0 else mask[:, :, None]
+        weights = logits.flatten(2)
+        peak = weights.amax(2, keepdim=True)
+        copied = weights.sub_(peak).exp2_().bmm(_shifted(values[row, col]))  # [n, Q, 4 M + 1]
+        total = copied[..., -1:]
+        mixed = (copied[..., :-1].unflatten(2, (4, m)) * _shares(fraction)[..., None]).sum(2)
+        out[index], lse[index] = mixed / total, (peak + total.log2())[..., 0] * LN_2
+    return out[:-1].t().reshape(m, h, w), lse[:-1].view(h, w)
+
+
+def _blocks(size: int) -> int:
+    return -(-size // BLOCK)
+
+
+def _tiles(block: Tensor, rows: int, cols: int) -> Tiles:
+    """Full tiles of queries whose positions lie in one block; `block` is [hw, 2]."""
+    flat = block[:, 0] * cols + block[:, 1]
+    order = flat.argsort(stable=True)
+    counts = flat.bincount(minlength=rows * cols)
+    needed = (counts + QUERIES - 1) // QUERIES
+    block_of_tile = torch.repeat_interleave(needed)  # [N]
+    sorted_block = flat[order]
+    rank = torch.arange(len(order), device=block.device) - (counts.cumsum(0) - counts)[sorted_block]
+    queries = order.new_full((len(block_of_tile), QUERIES), len(order))
+    queries[(needed.cumsum(0) - needed)[sorted_block] + rank // QUERIES, rank % QUERIES] = order
+    return Tiles(queries, block_of_tile // cols, block_of_tile % cols)
+
+
+def _with_spare(rows: Tensor) -> Tensor:
+    """With a row of zeros at the end, which tiles that are not full point to."""
+    return torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+
+
+def _rectangles(frame: Tensor, radius: int) -> Tensor:
+    """What the windows of each block can see, zeros beyond the frame: a view [rows, cols, side, side, C]."""
+    c, h, w = frame.shape
+    rows, cols, side = _blocks(h), _blocks(w), BLOCK + 2 * radius + 1
+    padded = frame.new_zeros((rows - 1) * BLOCK + side, (cols - 1) * BLOCK + side, c)
+    padded[radius : radius + h, radius : radius + w] = frame.permute(1, 2, 0)
+    return padded.unfold(0, side, BLOCK).unfold(1, side, BLOCK).permute(0, 1, 3, 4, 2)
+
+
+def _tiles_at_once(side: int, channels: int, values: int, like: Tensor) -> int:
+    """Tiles that fit in the workspace limit, and on a CPU in its cache; at least one."""
+    one = (3 * QUERIES * side**2 + side**2 * (2 * channels + 10 * values)) * like.element_size()
+    most = workspace_bytes()
+    if like.device.type == "cpu":
+        most = min(most, torch.get_num_threads() * CACHE_BYTES)
+    return max(1, most // one)
+
+
+def _interpolated(logits: Tensor, fraction: Tensor) -> Tensor:
+    """Between each cell and the next, in both directions: [n, Q, side, side] -> one less each."""
+    down, right = fraction[..., 0, None, None], fraction[..., 1, None, None]
+    logits = torch.lerp(logits[:, :, :-1], logits[:, :, 1:], down)
+    return torch.lerp(logits[..., :-1], logits[..., 1:], right)
+
+
+def _window_mask(
+    at: Tensor, whole: Tensor, blocks: Tensor, axis: int, radius: int, size: int, outside: str
+) -> Tensor:
+    """0 where a row (axis 0) or column lies in the query's window, else NEVER, [n, Q, side - 1]."""
+    steps = torch.arange(BLOCK + 2 * radius, device=at.device)
+    offset = steps + (blocks[:, axis, None, None] - whole[..., axis, None]) - radius  # from the position
+    seen = offset.abs() <= radius
+    if outside == "exclude":
+        place = at[..., axis, None] + offset
+        seen &= (place >= -EDGE) & (place <= size - 1 + EDGE)
+    return torch.zeros_like(offset).masked_fill_(~seen, NEVER)
+
+
+def _shifted(values: Tensor) -> Tensor:
+    """The four cells around each position, and ones for the softmax's total: [n, (side - 1)^2, 4 M + 1]."""
+    parts = [values[:, :-1, :-1], values[:, :-1, 1:], values[:, 1:, :-1], values[:, 1:, 1:]]
+    return torch.cat([*parts, torch.ones_like(parts[0][..., :1])], 3).flatten(1, 2)
+
+
+def _shares(fraction: Tensor) -> Tensor:
+    """Bilinear shares of the four cells, in the order of `_shifted`, [n, Q, 4]."""
+    down, right = fraction.unbind(2)
+    return torch.stack([(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right], 2)
