@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vosnet_kernels import knn_propagate, windowed_readout, workspace_bytes, workspace_limit
+from vosnet_kernels import knn_propagate, widened_readout, workspace_bytes, workspace_limit
 
 MAX_CHANNELS = 32  # value channels per call; the kernels keep their read-out in registers
 
@@ -108,6 +109,7 @@ def window_readout(
     *,
     temperature: float,
     radius: int,
+    dilations: Sequence[int],
     outside: str = "exclude",
     chunks: Chunks | None = None,
 ) -> Tensor:
@@ -119,7 +121,9 @@ def window_readout(
         value: what is copied, [T, M, h, w]; any number of channels.
         temperature: divides the dot products.
         radius: half-side of the windows, cells.
-        outside: what becomes of cells beyond the frame; see `windowed_readout`.
+        dilations: one per frame of memory; where it is more than 1, a window that much wider is searched
+            first and says where the window lies. See `widened_readout`.
+        outside: what becomes of cells beyond the frame; see `widened_readout`.
         chunks: how much is done at once.
 
     Returns:
@@ -128,11 +132,12 @@ def window_readout(
     chunks = chunks or Chunks()
     with chunks.limit():
         parts = [
-            windowed_readout(
+            widened_readout(
                 query[None],
                 memory[None],
                 part[None].contiguous(),
                 radius=radius,
+                dilations=dilations,
                 temperature=temperature,
                 outside=outside,
             )[0]

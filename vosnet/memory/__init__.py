@@ -1,6 +1,24 @@
 """Which frames are kept, and which of them one query reads."""
 
 from vosnet.memory.bank import Context, MemoryBank
-from vosnet.memory.context import CONTEXT_RULES, ContextRule, context_frames
+from vosnet.memory.context import (
+    CONTEXT_RULES,
+    REFERENCES,
+    ContextRule,
+    References,
+    context_frames,
+    spaced_frames,
+)
+from vosnet.memory.spaced import SpacedBank
 
-__all__ = ["CONTEXT_RULES", "Context", "ContextRule", "MemoryBank", "context_frames"]
+__all__ = [
+    "CONTEXT_RULES",
+    "REFERENCES",
+    "Context",
+    "ContextRule",
+    "MemoryBank",
+    "References",
+    "SpacedBank",
+    "context_frames",
+    "spaced_frames",
+]

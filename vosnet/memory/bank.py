@@ -29,6 +29,13 @@ class Context:
     values: Tensor
 
 
+def opened_contexts(contexts: Sequence[Context], opened: Context) -> list[Context]:
+    """`contexts` and a new one: each channel belongs to the context that named it last."""
+    for context in contexts:
+        context.channels = [channel for channel in context.channels if channel not in opened.channels]
+    return [*(context for context in contexts if context.channels), opened]
+
+
 class MemoryBank:
     """The reference frames and a ring of the most recent frames, shared by all contexts.
 
@@ -46,6 +53,7 @@ class MemoryBank:
 
     def __init__(self, rule: ContextRule, num_recent: int, k: int | None) -> None:
         self.rule, self.num_recent, self.k = rule, num_recent, k
+        self._asked = num_recent
         self.contexts: list[Context] = []
         self.length = 0  # frames seen
         self._features = torch.empty(0)  # [1 + num_recent, C, h, w]
@@ -81,7 +89,7 @@ class MemoryBank:
             ring = self._features, self._with_channels(values.shape[0])
         self._features, self._values = ring
         if opened is not None:
-            self._open(opened)
+            self.contexts = opened_contexts(self.contexts, opened)
         if self.length >= self._oldest and self.num_recent > 0:
             slot = self._slot(self.length)
             self._features[slot].copy_(features)
@@ -119,12 +127,12 @@ class MemoryBank:
         for i, context in enumerate(self.contexts):
             tensors |= {f"context.{i}.features": context.features, f"context.{i}.values": context.values}
             contexts.append({"start": context.start, "channels": context.channels})
-        return tensors, {"length": self.length, "contexts": contexts}
+        return tensors, {"length": self.length, "num_recent": self.num_recent, "contexts": contexts}
 
     def load_state(self, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:
         """Take over what `state` returned."""
         self._features, self._values = tensors["ring.features"], tensors["ring.values"]
-        self.length = int(described["length"])
+        self.length, self.num_recent = int(described["length"]), int(described["num_recent"])
         self.contexts = [
             Context(
                 entry["start"],
@@ -135,6 +143,13 @@ class MemoryBank:
             for i, entry in enumerate(described["contexts"])
         ]
         self._in_front = None
+
+    def shrink(self) -> str | None:
+        """Keep half of the recent frames from now on and say so; None when there is only one."""
+        if self.num_recent <= 1:
+            return None
+        self.forget_oldest(self.num_recent // 2)
+        return f"{self.num_recent} recent frames instead of {self._asked} (results change)"
 
     def forget_oldest(self, num_recent: int) -> None:
         """Keep only the `num_recent` most recent frames from now on: less memory, another result."""
@@ -154,11 +169,6 @@ class MemoryBank:
 
     def _slot(self, frame: int) -> int:
         return 1 + (frame - self._oldest) % self.num_recent
-
-    def _open(self, opened: Context) -> None:
-        for context in self.contexts:
-            context.channels = [channel for channel in context.channels if channel not in opened.channels]
-        self.contexts = [*(context for context in self.contexts if context.channels), opened]
 
     def _with_channels(self, count: int) -> Tensor:
         slots, known, h, w = self._values.shape

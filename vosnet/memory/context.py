@@ -28,3 +28,32 @@ def context_frames(t: int, num_recent: int, rule: ContextRule, start: int = 0) -
         return [start, *(max(frame, start) for frame in recent)]
     oldest = start if rule == "clamp" else start + 1
     return [start, *(frame for frame in recent if frame >= oldest)]
+
+
+References = Literal[1, 3, 5, "all"]
+REFERENCES: tuple[References, ...] = (1, 3, 5, "all")
+LONG_TERM_GAP = 5  # frames from the reference frame to the second long-term one
+
+
+def spaced_frames(t: int, references: References, start: int = 0) -> list[int]:
+    """Frames that frame `t` may copy labels from under the rule "mast": some old ones, some recent ones.
+
+    With five references those of the code of Lai et al. 2020: the reference frame and the fifth after it, and
+    of the recent frames t - 1, t - 3 and t - 5. One and all are the extremes of Table 2 of Zhu et al. 2020;
+    its three are not said: here the reference frame, t - 1 and t - 3.
+
+    Args:
+        t: the query frame, after `start`.
+        references: at most this many frames.
+        start: the reference frame.
+
+    Returns:
+        Each frame once, ascending: fewer than `references` while the video is young.
+    """
+    if references == "all":
+        return list(range(start, t))
+    if references == 1:
+        return [t - 1]
+    recent = range(t - 1, t - (4 if references == 3 else 6), -2)
+    long_term = [start] if references == 3 else [start, start + LONG_TERM_GAP]
+    return sorted({frame for frame in (*long_term, *recent) if start <= frame < t})

@@ -7,13 +7,13 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from vosnet.errors import UsageError
 from vosnet.matching import Neighborhood
-from vosnet.memory import CONTEXT_RULES, ContextRule
+from vosnet.memory import CONTEXT_RULES, REFERENCES, ContextRule, References
 
-SQRT_DIM = "sqrt_dim"
+SQRT_DIM: Final = "sqrt_dim"
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Protocol:
         radius: half-side of the square or radius of the disc, cells.
         strict: True keeps distances below `radius`, False also those equal to it.
         first_frame: "global" searches the whole reference frame, "local" only the neighbourhood.
-        context: which frames are read; see `vosnet.memory.context_frames`.
-        num_recent: recent frames besides the reference frame.
+        context: which frames are read: "replicate", "clamp" and "queue" see `vosnet.memory.context_frames`,
+            "mast" see `vosnet.memory.spaced_frames`.
+        num_recent: recent frames besides the reference frame; 0 with context "mast".
         k: neighbours per query cell; None with readout "window".
         temperature: divides the dot products before the softmax; "sqrt_dim" is the square root of the number
             of feature channels.
@@ -44,6 +45,12 @@ class Protocol:
         normalize: compare L2-normalized features, so that dot products are cosines.
         outside: "window" only: cells beyond the frame get no weight ("exclude"), or keep logit 0 and copy
             nothing ("zero").
+        references: context "mast" only: frames read per query, 1, 3, 5 or "all". "all" keeps every frame: per
+            frame, memory grows by its features (6.3 MiB for 64 channels at 480p and stride 4) and values, and
+            time by one frame's readout.
+        far_after: context "mast" with readout "window" only: a frame more than this many before the query is
+            searched in a wider window first; None never.
+        max_dilation: how much wider at most; see `dilation`.
         short_side: resize frames to this shorter side, pixels; None keeps the size.
         multiple: make both sides multiples of this; 1 leaves them.
         rounding: "floor" or "up" to that multiple; the aspect ratio may change a little.
@@ -57,7 +64,7 @@ class Protocol:
     radius: int
     strict: bool
     first_frame: Literal["global", "local"]
-    context: ContextRule
+    context: ContextRule | Literal["mast"]
     num_recent: int
     k: int | None
     temperature: float | Literal["sqrt_dim"]
@@ -70,6 +77,9 @@ class Protocol:
     readout: Literal["nearest", "window"] = "nearest"
     normalize: bool = True
     outside: Literal["exclude", "zero"] = "exclude"
+    references: References | None = None
+    far_after: int | None = None
+    max_dilation: int = 4
     short_side: int | None = None
     multiple: int = 1
     rounding: Literal["floor", "up"] = "floor"
@@ -80,24 +90,26 @@ class Protocol:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UsageError("E164", f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("radius", "k", "multiple", "short_side"):
+        for name in ("radius", "k", "multiple", "short_side", "far_after", "max_dilation"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UsageError("E164", f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.num_recent, int) or self.num_recent < 0:
             raise UsageError("E164", f"num_recent must be a whole number, 0 or more, got {self.num_recent!r}")
-        if isinstance(self.temperature, str):
-            if self.temperature != SQRT_DIM:
-                message = f"temperature must be a number or {SQRT_DIM!r}, got {self.temperature!r}"
+        given: float | str = self.temperature
+        if isinstance(given, str):
+            if given != SQRT_DIM:
+                message = f"temperature must be a number or {SQRT_DIM!r}, got {given!r}"
                 raise UsageError("E164", message)
-        elif not 0 < self.temperature < float("inf"):
-            raise UsageError("E164", f"temperature must be positive, got {self.temperature!r}")
+        elif not 0 < given < float("inf"):
+            raise UsageError("E164", f"temperature must be positive, got {given!r}")
         if self.shape == "disc" and not self.strict:
             message = "a disc is strict (distance < radius); no kernel searches a closed one"
             raise UsageError(
                 "E164", message, "Use strict=True; radius + 1 also holds all of the closed disc."
             )
         self._check_readout()
+        self._check_context()
 
     def _check_readout(self) -> None:
         if self.readout == "nearest":
@@ -114,6 +126,29 @@ class Protocol:
             hint = "Use shape=square strict=false first_frame=local, or readout=nearest."
             raise UsageError("E170", f"{message} and first_frame {self.first_frame!r}", hint)
 
+    def _check_context(self) -> None:
+        if self.context != "mast":
+            for name in ("references", "far_after"):
+                if getattr(self, name) is not None:
+                    message = f"{name} belongs to context 'mast', but context is {self.context!r}"
+                    raise UsageError("E171", message, f"Use {name}=null, or num_recent to read fewer frames.")
+            return
+        if self.references not in REFERENCES or isinstance(self.references, bool):
+            message = f"context 'mast' needs references, one of {REFERENCES}, got {self.references!r}"
+            raise UsageError("E171", message)
+        if self.num_recent != 0:
+            message = f"context 'mast' takes references, not num_recent, but that is {self.num_recent}"
+            raise UsageError("E171", message, "Use num_recent=0 references=5.")
+        if self.far_after is not None and self.readout != "window":
+            hint = "Use far_after=null, or readout=window."
+            raise UsageError("E171", "far_after needs readout 'window': neighbours are searched once", hint)
+
+    def dilation(self, gap: int) -> int:
+        """How many times wider a frame `gap` frames before the query is searched first; 1 is not at all."""
+        if self.far_after is None or gap <= self.far_after:
+            return 1
+        return min(self.max_dilation, gap // self.far_after + 1)
+
     def temperature_for(self, channels: int) -> float:
         """The number that divides dot products of features with `channels` channels."""
         return math.sqrt(channels) if isinstance(self.temperature, str) else self.temperature
@@ -128,7 +163,7 @@ class Protocol:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "shape": ("square", "disc"),
     "first_frame": ("global", "local"),
-    "context": CONTEXT_RULES,
+    "context": (*CONTEXT_RULES, "mast"),
     "mask_down": ("bilinear", "nearest", "slice"),
     "mask_up": ("bilinear", "nearest"),
     "memory_values": ("soft", "hard"),
@@ -155,6 +190,37 @@ _CRW = Protocol(
     up_align_corners=False,
     min_max=False,
     memory_values="soft",
+)
+
+# Lai et al. 2020, the released code. Read at stride 4 by its own network; other encoders have their own
+# stride, and the radius counts their cells: 12 cells are 48 pixels at stride 4 and 96 at stride 8.
+# Differs: dot products are divided by the root of the channels, without which training does not converge on
+# today's PyTorch (the authors divide by nothing); the labels of each far frame are sampled with its own
+# offsets (in the authors' code with those of the last one).
+# Sampled at the top left pixel of a cell but answered half a cell further, hard masks creep down and to the
+# right a little with every frame, here as there; mask_down=nearest does not.
+_MAST = Protocol(
+    layer="layer4",
+    shape="square",
+    radius=12,
+    strict=False,
+    first_frame="local",
+    context="mast",
+    num_recent=0,
+    references=5,
+    far_after=15,
+    max_dilation=4,
+    readout="window",
+    k=None,
+    normalize=False,
+    temperature=SQRT_DIM,
+    outside="zero",
+    mask_down="slice",
+    down_align_corners=False,
+    mask_up="bilinear",
+    up_align_corners=False,
+    min_max=False,
+    memory_values="hard",
 )
 
 PRESETS: dict[str, Protocol] = {
@@ -191,6 +257,12 @@ PRESETS: dict[str, Protocol] = {
         decide_at="input",
         std=(0.228, 0.224, 0.225),
     ),
+    "mast": _MAST,
+    # Zhu et al. 2020: five references as MAST's and one affinity over all their windows of 25 x 25, say
+    # the authors. Ours, as the paper leaves them open: the wider search of far frames and hard memory as
+    # MAST's; division by the root of the channels; cells beyond the frame get no weight; masks are looked up
+    # at cell centres, where `mask_up` puts them again.
+    "memory_tracker": dataclasses.replace(_MAST, outside="exclude", mask_down="nearest"),
 }
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from vosnet.errors import InputError
 from vosnet.matching import Chunks, nearest_readout, normalize_features, window_readout
-from vosnet.memory import Context, MemoryBank
+from vosnet.memory import Context, MemoryBank, SpacedBank
 from vosnet.models.inference import FeatureExtractor
 from vosnet.propagation.ladder import Ladder, Rung
-from vosnet.propagation.masks import decide, input_size, mask_to_values
+from vosnet.propagation.masks import decide, input_size, mask_to_values, with_annotation
 from vosnet.propagation.protocol import Protocol
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Tracker:
         self.chunks = chunks or Chunks()
         self.ids: list[int] = []
         self.size: tuple[int, int] | None = None
-        self.bank = MemoryBank(protocol.context, protocol.num_recent, protocol.k)
+        self.bank = _bank(protocol)
         self.ladder = Ladder(self._rungs(allow_degrade))
 
     def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Tensor:
@@ -76,7 +76,7 @@ class Tracker:
         features = self.ladder.run(lambda: self._features(frame))
         probs = self.ladder.run(lambda: self._probs(features.to(self.extractor.device), mask, new_ids))
         self.ids += [i for i in new_ids if i not in self.ids]
-        stored = self.ladder.run(lambda: self._stored(probs))
+        stored = self.ladder.run(lambda: self._stored(probs, mask, new_ids))
         channels = self._channels(new_ids) if new_ids else []
         self.ladder.run(lambda: self._keep(features, stored, channels))
         return probs
@@ -99,7 +99,7 @@ class Tracker:
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on after the last frame: tensors, and JSON values in "meta"."""
         tensors, bank = self.bank.state()
-        meta = {"ids": self.ids, "size": self.size, "num_recent": self.bank.num_recent, "bank": bank}
+        meta = {"ids": self.ids, "size": self.size, "bank": bank}
         return {"tensors": tensors, "meta": meta}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -107,7 +107,6 @@ class Tracker:
         meta, device = state["meta"], self.extractor.device
         self.ids = list(meta["ids"])
         self.size = None if meta["size"] is None else (meta["size"][0], meta["size"][1])
-        self.bank.num_recent = meta["num_recent"]
         tensors = {name: tensor.to(device, copy=True) for name, tensor in state["tensors"].items()}
         self.bank.load_state(tensors, meta["bank"])
 
@@ -139,6 +138,7 @@ class Tracker:
             return self._read(features)
         wanted = [0, *new_ids] if self.bank.length == 0 else new_ids
         given = mask_to_values(mask, wanted, grid, self.protocol, self.extractor.output_stride)
+        _check_all_there(given[-len(new_ids) :], mask, new_ids, self.protocol)
         given = given.to(features.device)
         if self.bank.length == 0:
             return given
@@ -172,9 +172,16 @@ class Tracker:
             values,
             temperature=temperature,
             radius=near.radius,
+            dilations=self._dilations(context, memory.shape[0]),
             outside=protocol.outside,
             chunks=self.chunks,
         )
+
+    def _dilations(self, context: Context, count: int) -> list[int]:
+        """How much wider than the plain window each frame of the context is searched."""
+        if not isinstance(self.bank, SpacedBank):
+            return [1] * count
+        return [self.protocol.dilation(self.bank.length - frame) for frame in self.bank.frames_read(context)]
 
     def _merged(self, probs: Tensor, given: Tensor, new_ids: list[int]) -> Tensor:
         """`probs` with the objects of a later mask: (1 - s) probs + s given, s the sum of `given`.
@@ -191,11 +198,14 @@ class Tracker:
         probs[channels] += covered * given
         return probs
 
-    def _stored(self, probs: Tensor) -> Tensor:
+    def _stored(self, probs: Tensor, given: np.ndarray | None, new_ids: list[int]) -> Tensor:
+        """What memory keeps: the read-outs, or the decided mask with annotated pixels as they were given."""
         if self.protocol.memory_values == "soft":
             return probs
         assert self.size is not None
         mask = decide(probs, self.ids, self.size, self.protocol, self.chunks.channels)
+        if given is not None and new_ids:
+            mask = with_annotation(mask, given)
         grid = (probs.shape[1], probs.shape[2])
         values = mask_to_values(mask, [0, *self.ids], grid, self.protocol, self.extractor.output_stride)
         return values.to(probs.device)
@@ -206,7 +216,7 @@ class Tracker:
 
     def _rungs(self, allow_degrade: bool) -> list[Rung]:  # noqa: FBT001 (private)
         rungs: list[Rung] = [self._shrink_workspace, self._shrink_channels, self._move_to_cpu]
-        return [*rungs, self._halve_recent_frames] if allow_degrade else rungs
+        return [*rungs, self.bank.shrink] if allow_degrade else rungs
 
     def _shrink_workspace(self) -> str | None:
         if self.chunks.workspace // 4 < MIN_WORKSPACE_BYTES:
@@ -226,11 +236,13 @@ class Tracker:
         self.to(torch.device("cpu"))
         return "moved to the CPU"
 
-    def _halve_recent_frames(self) -> str | None:
-        if self.bank.num_recent <= 1:
-            return None
-        self.bank.forget_oldest(self.bank.num_recent // 2)
-        return f"{self.bank.num_recent} recent frames instead of {self.protocol.num_recent} (results change)"
+
+def _bank(protocol: Protocol) -> MemoryBank | SpacedBank:
+    """The memory that `protocol.context` asks for."""
+    if protocol.context != "mast":
+        return MemoryBank(protocol.context, protocol.num_recent, protocol.k)
+    assert protocol.references is not None
+    return SpacedBank(protocol.references)
 
 
 def object_ids(mask: np.ndarray, size: tuple[int, ...]) -> list[int]:
@@ -248,6 +260,20 @@ def object_ids(mask: np.ndarray, size: tuple[int, ...]) -> list[int]:
     if ids and (ids[0] < 0 or ids[-1] > 255):
         raise InputError("E282", f"object ids must lie in 1..255, got {ids[0] if ids[0] < 0 else ids[-1]}")
     return [i for i in ids if i != 0]
+
+
+def _check_all_there(values: Tensor, mask: np.ndarray, ids: list[int], protocol: Protocol) -> None:
+    """Raise if an object left no trace on the feature grid: nothing could ever be copied from it (E172)."""
+    for i, value in zip(ids, values, strict=True):
+        if not bool(value.any()):
+            grid = _wxh(tuple(value.shape))
+            message = (
+                f"object {i} ({int((mask == i).sum())} pixels) is empty on the feature grid of {grid} cells "
+                f"(mask_down {protocol.mask_down})"
+            )
+            hint = "Mark it on a frame where it is larger, or use a larger short_side or a smaller stride"
+            other = "." if protocol.mask_down == "bilinear" else ", or mask_down=bilinear."
+            raise InputError("E172", message, hint + other)
 
 
 def _wxh(size: tuple[int, ...]) -> str:

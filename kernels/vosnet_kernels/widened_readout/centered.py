@@ -76,8 +76,8 @@ def centered_readout(
         index, row, col = (part[first : first + most] for part in tiles)
         blocks = torch.stack([row, col], 1) * BLOCK  # top left cell, [n, 2]
         fraction = at[index] - whole[index]  # [n, Q, 2]
-        logits = queries[index].bmm(keys[row, col].flatten(1, 2).transpose(1, 2)).unflatten(2, (side, side))
-        logits = _interpolated(logits, fraction)  # [n, Q, side - 1, side - 1]
+        logits = queries[index].bmm(keys[row, col].flatten(1, 2).transpose(1, 2))
+        logits = _interpolated(logits.view(*index.shape, side, side), fraction)  # [n, Q, side - 1, side - 1]
         for axis, size in enumerate((h, w)):
             mask = _window_mask(at[index], whole[index], blocks, axis, radius, size, outside)
             logits += mask[..., None] if axis == 0 else mask[:, :, None]
@@ -85,7 +85,7 @@ def centered_readout(
         peak = weights.amax(2, keepdim=True)
         copied = weights.sub_(peak).exp2_().bmm(_shifted(values[row, col]))  # [n, Q, 4 M + 1]
         total = copied[..., -1:]
-        mixed = (copied[..., :-1].unflatten(2, (4, m)) * _shares(fraction)[..., None]).sum(2)
+        mixed = (copied[..., :-1].reshape(*index.shape, 4, m) * _shares(fraction)[..., None]).sum(2)
         out[index], lse[index] = mixed / total, (peak + total.log2())[..., 0] * LN_2
     return out[:-1].t().reshape(m, h, w), lse[:-1].view(h, w)
 

@@ -60,8 +60,14 @@ def widened_readout(
     near = [t for t, dilation in enumerate(dilations) if dilation == 1]
     if near:
         frames = slice(near[0], near[-1] + 1) if near[-1] - near[0] + 1 == len(near) else near
-        settings = {"radius": radius, "temperature": temperature, "outside": outside}
-        readout, lse = windowed_readout_with_lse(query, memory[:, frames], value[:, frames], **settings)
+        readout, lse = windowed_readout_with_lse(
+            query,
+            memory[:, frames],
+            value[:, frames],
+            radius=radius,
+            temperature=temperature,
+            outside=outside,
+        )
         parts.append((readout.to(lse.dtype), lse))
     for t, dilation in enumerate(dilations):
         if dilation > 1:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vosnet.memory import CONTEXT_RULES, context_frames
+from vosnet.memory import CONTEXT_RULES, REFERENCES, References, context_frames, spaced_frames
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,36 @@ def test_no_frame_after_the_query_is_read(rule: str) -> None:
         assert max(frames) < t
         assert frames[0] == 0
         assert len(frames) <= 6
+
+
+@pytest.mark.parametrize(
+    ("t", "expected"),
+    [
+        pytest.param(1, [0], id="second-frame"),
+        pytest.param(2, [0, 1], id="t-3-is-not-there"),
+        pytest.param(5, [0, 2, 4], id="frame-5-is-the-query"),
+        pytest.param(6, [0, 1, 3, 5], id="frame-5-is-recent-too"),
+        pytest.param(10, [0, 5, 7, 9], id="frame-5-is-t-5-too"),
+        pytest.param(11, [0, 5, 6, 8, 10], id="five"),
+        pytest.param(90, [0, 5, 85, 87, 89], id="old"),
+    ],
+)
+def test_mast_reads_two_old_and_three_recent_frames(t: int, expected: list[int]) -> None:
+    assert spaced_frames(t, 5) == expected
+    assert spaced_frames(t + 7, 5, start=7) == [7 + frame for frame in expected]
+
+
+def test_table_2_of_zhu_has_one_three_five_and_all_references() -> None:
+    assert spaced_frames(30, 1) == [29]
+    assert spaced_frames(30, 3) == [0, 27, 29]
+    assert spaced_frames(30, "all", start=4) == list(range(4, 30))
+
+
+@pytest.mark.parametrize("references", REFERENCES)
+def test_spaced_frames_exist_come_once_and_lie_before_the_query(references: References) -> None:
+    for start in (0, 6):
+        for t in range(start + 1, 60):
+            frames = spaced_frames(t, references, start)
+            assert frames == sorted(set(frames))
+            assert start <= frames[0] <= frames[-1] == t - 1
+            assert references == "all" or len(frames) <= references

@@ -30,6 +30,16 @@ PUBLISHED = {
         "min_max": True, "short_side": 480, "multiple": 64, "rounding": "floor", "decide_at": "input",
         "std": (0.228, 0.224, 0.225),
     },
+    "mast": {
+        "shape": "square", "radius": 12, "strict": False, "context": "mast", "references": 5, "far_after": 15,
+        "max_dilation": 4, "readout": "window", "normalize": False, "temperature": "sqrt_dim",
+        "outside": "zero", "mask_down": "slice", "up_align_corners": False, "min_max": False,
+        "memory_values": "hard", "short_side": None,
+    },
+    "memory_tracker": {
+        "radius": 12, "context": "mast", "references": 5, "readout": "window", "normalize": False,
+        "temperature": "sqrt_dim", "outside": "exclude", "mask_down": "nearest", "memory_values": "hard",
+    },
 }  # fmt: skip
 
 
@@ -75,6 +85,35 @@ WINDOW = {"readout": "window", "k": None, "shape": "square", "strict": False, "f
 def test_switches_that_do_not_go_together_are_refused(wrong: dict[str, object], reason: str) -> None:
     with pytest.raises(UsageError, match=f"E170 .*{reason}"):
         make_protocol("dul", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("preset", "wrong", "reason"),
+    [
+        pytest.param("dul", {"references": 5}, "references belongs to context 'mast'", id="references"),
+        pytest.param("dul", {"far_after": 15}, "far_after belongs to context 'mast'", id="far-after"),
+        pytest.param("mast", {"references": 4}, r"one of \(1, 3, 5, 'all'\), got 4", id="four"),
+        pytest.param("mast", {"references": True}, "got True", id="true"),
+        pytest.param("mast", {"num_recent": 20}, "takes references, not num_recent", id="num-recent"),
+        pytest.param(
+            "mast",
+            {"readout": "nearest", "k": 9, "outside": "exclude"},
+            "far_after needs readout",
+            id="nearest",
+        ),
+    ],
+)
+def test_switches_of_another_context_are_refused(preset: str, wrong: dict[str, object], reason: str) -> None:
+    with pytest.raises(UsageError, match=f"E171 .*{reason}"):
+        make_protocol(preset, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("gap", "dilation"), [(1, 1), (15, 1), (16, 2), (29, 2), (30, 3), (44, 3), (45, 4), (500, 4)]
+)
+def test_mast_searches_farther_the_older_a_frame_is(gap: int, dilation: int) -> None:
+    assert make_protocol("mast").dilation(gap) == dilation
+    assert make_protocol("mast", far_after=None).dilation(gap) == 1
 
 
 def test_a_temperature_may_follow_the_number_of_channels() -> None:
