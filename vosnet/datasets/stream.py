@@ -241,6 +241,7 @@ def build_stream(
     *,
     seed: int,
     batch_size: int,
+    store: FrameStore | None = None,
     sources: Sequence[VideoSource],
     clip_len: int = 5,
     frame_gap: int = 2,
@@ -259,6 +260,7 @@ def build_stream(
     """The stream that the data section of a recipe describes; see `ClipStream` for most arguments.
 
     Args:
+        store: frames of an earlier stream; used when it holds the same frames at the same size.
         sources: where videos come from.
         frame_step: only every frame_step-th raw frame is used; frame_gap counts those.
         decode_short_side: frames are first scaled down to this shorter side, pixels; None: not at all.
@@ -268,12 +270,17 @@ def build_stream(
         InputError: data is missing, or more than 5 % of it is unreadable.
     """
     entries, bad = mix(sources)
-    store = FrameStore(frame_step=frame_step, short_side=decode_short_side, budget_bytes=cache_mb * 1_000_000)
+    frames = FrameStore(
+        frame_step=frame_step, short_side=decode_short_side, budget_bytes=cache_mb * 1_000_000
+    )
+    if store is not None and store.__getstate__() == frames.__getstate__():
+        store.budget_bytes = max(store.budget_bytes, frames.budget_bytes)
+        frames = store
     stream = ClipStream(
         entries,
         seed=seed,
         batch_size=batch_size,
-        store=store,
+        store=frames,
         clip_len=clip_len,
         frame_gap=frame_gap,
         order=order,

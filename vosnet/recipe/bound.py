@@ -17,6 +17,8 @@ from vosnet.recipe.schema import Recipe, Section
 from vosnet.recipe.signatures import section_of
 from vosnet.recipe.source import KeyPath
 
+_NO_KEYS = ("seed", "batch_size", "store")  # arguments of `build_stream` that are no keys of the section
+
 
 class Findings(Protocol):
     """Where problems are noted; see `vosnet.recipe.load`."""
@@ -45,7 +47,7 @@ def objective_section(section: Mapping[str, Any], findings: Findings) -> dict[st
 
 def data_section(section: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
     """The keyword arguments of `build_stream` without seed and batch size, defaults filled in."""
-    model = section_of(build_stream, ("seed", "batch_size"))
+    model = section_of(build_stream, _NO_KEYS)
     checked = findings.validate(model, dict(section), ("data",))
     if checked is None:
         return dict(section)
@@ -54,15 +56,20 @@ def data_section(section: Mapping[str, Any], findings: Findings) -> dict[str, An
     return values
 
 
-def open_stream(recipe: Recipe) -> ClipStream:
+def open_stream(recipe: Recipe, before: ClipStream | None = None) -> ClipStream:
     """The clips that the recipe's data section describes.
+
+    Args:
+        recipe: of the run, or of one phase.
+        before: the stream of the phase before, whose decoded frames are kept where they fit.
 
     Raises:
         InputError: data is missing, or more than 5 % of it is unreadable.
     """
-    arguments = section_of(build_stream, ("seed", "batch_size")).model_validate(recipe.data)
+    arguments = section_of(build_stream, _NO_KEYS).model_validate(recipe.data)
     values = {name: getattr(arguments, name) for name in type(arguments).model_fields}
-    return build_stream(seed=recipe.seed, batch_size=recipe.training.batch_size, **values)
+    store = None if before is None else before.store
+    return build_stream(seed=recipe.seed, batch_size=recipe.training.batch_size, store=store, **values)
 
 
 def check_fit(values: Mapping[str, Any], findings: Findings) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from vosnet.recipe.migrate import migrate
+from vosnet.recipe.phases import phase_values
 from vosnet.recipe.problems import Problem, RecipeError, unknown_key
 from vosnet.recipe.schema import Recipe, Section
 from vosnet.recipe.source import KeyPath, Source, parse, read_source
@@ -31,11 +32,13 @@ class LoadedRecipe:
         recipe: the validated settings.
         source: the text it was read from, for the run folder.
         warnings: notes for the user, such as renamed keys of older versions.
+        phases: the recipe of each phase, as if it were alone; a recipe without phases is its only one.
     """
 
     recipe: Recipe
     source: str
     warnings: tuple[str, ...] = ()
+    phases: tuple[Recipe, ...] = ()
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -70,8 +73,27 @@ def build_recipe(source: Source, overrides: Sequence[str], text: str) -> LoadedR
     _check_bound_sections(values, findings)
     if findings.problems or recipe is None:
         raise RecipeError(findings.problems)
-    bound = {key: values[key] for key in ("objective", "data")}
-    return LoadedRecipe(recipe.model_copy(update=bound), text, tuple(warnings))
+    recipe = _with_bound_sections(recipe, values)
+    phases = [_phase(values, index, findings) for index in range(len(recipe.phases))]
+    if findings.problems:
+        raise RecipeError(findings.problems)
+    whole = tuple(phase for phase in phases if phase is not None) or (recipe,)
+    return LoadedRecipe(recipe, text, tuple(warnings), whole)
+
+
+def _phase(values: dict[str, Any], index: int, findings: _Findings) -> Recipe | None:
+    """The recipe of one phase, or None after noting every problem of it."""
+    phase = values["phases"][index]
+    merged = phase_values(values, phase)
+    own = _PhaseFindings(findings, index, phase)
+    recipe = own.validate(Recipe, merged, ())
+    _check_bound_sections(merged, own)
+    findings.problems += own.problems
+    return None if own.problems else _with_bound_sections(recipe, merged)
+
+
+def _with_bound_sections(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    return recipe.model_copy(update={key: values[key] for key in ("objective", "data")})
 
 
 def resolved_values(recipe: Recipe) -> dict[str, Any]:
@@ -97,6 +119,9 @@ def recipe_differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -
         old, new = a.get(key), b.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             found += recipe_differences(old, new, f"{prefix}{key}.")
+        elif key == "phases" and old and new and len(old) == len(new):
+            for index, (before, after) in enumerate(zip(old, new, strict=True)):
+                found += recipe_differences(before, after, f"{prefix}{key}.{index}.")
         elif old != new:
             found.append((prefix + key, old, new))
     return found
@@ -140,6 +165,21 @@ class _Findings:
                 where = (*path, *details["loc"])
                 self.add(where, _explain(details, where, model, len(path)))
             return None
+
+
+class _PhaseFindings(_Findings):
+    """Findings about a phase: each at the phase's own key, or at the phase when the recipe gave the value."""
+
+    def __init__(self, whole: _Findings, index: int, phase: Mapping[str, Any]) -> None:
+        super().__init__(whole.source)
+        self.problems, self.overridden = [], whole.overridden
+        self._index, self._phase = index, phase
+
+    def add(self, path: KeyPath, message: str) -> None:
+        section = self._phase.get(str(path[0])) if path else None
+        own = isinstance(section, Mapping) and (len(path) == 1 or path[1] in section)
+        place: KeyPath = ("phases", self._index, *(path if own else ()))
+        super().add(place, f"phase {self._phase.get('name')!r}: {message}")
 
 
 def _explain(details: ErrorDetails, where: KeyPath, model: type[BaseModel], skip: int) -> str:

@@ -162,6 +162,36 @@ class ValidationSection(Section):
         return self
 
 
+class PhaseOptimizer(Section):
+    """What a phase may change of the optimizer."""
+
+    lr: PositiveFloat | None = None
+
+
+class PhaseTraining(Section):
+    """What a phase may change of the computation of a step."""
+
+    batch_size: PositiveInt | None = None
+    accumulate: PositiveInt | None = None
+
+
+class PhaseSection(Section):
+    """A part of the run with settings of its own; what it does not name is the recipe's.
+
+    An objective of another name starts from that objective's defaults, and a length (epochs, steps, minutes)
+    replaces the recipe's. Networks go over from phase to phase; the optimizer's state does when
+    `optimizer_state` is "kept".
+    """
+
+    name: str
+    objective: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    optimizer: PhaseOptimizer = PhaseOptimizer()
+    schedule: dict[str, Any] = {}
+    training: PhaseTraining = PhaseTraining()
+    optimizer_state: Literal["fresh", "kept"] = "fresh"
+
+
 class Recipe(Section):
     """Everything that decides a training run, and the `preset` that its weights are propagated with.
 
@@ -181,3 +211,11 @@ class Recipe(Section):
     schedule: ScheduleSection
     training: TrainingSection
     validation: ValidationSection | None = None
+    phases: Annotated[tuple[PhaseSection, ...], BeforeValidator(tuple_from_list)] = ()
+
+    @model_validator(mode="after")
+    def _phases_have_names(self) -> Recipe:
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) != len(names):
+            raise ValueError(f"phases need different names, got {', '.join(names)}")
+        return self

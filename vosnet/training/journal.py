@@ -18,10 +18,11 @@ METRICS_NAME, LOG_NAME = "metrics.jsonl", "log.txt"
 class Journal:
     """Appends rows to `metrics.jsonl`, one JSON object a line, and messages to `log.txt`.
 
-    Keys of a training row: time (ISO 8601, UTC), step, epoch, split ("train"), loss, the objective's
-    terms, lr, grad_norm, samples_per_s, images_per_s, data_wait_s and data_wait_share since the row
-    before, skipped_steps, elapsed_s, mem_peak_bytes. A validation row has split "val", J&F, J, F and
-    `sequences`, the J&F of each. Loss, terms and grad_norm are means over the steps since the row before.
+    Keys of a training row: time (ISO 8601, UTC), step, phase (in a run that has phases), epoch, split
+    ("train"), loss, the objective's terms, lr, grad_norm, samples_per_s, images_per_s, data_wait_s and
+    data_wait_share since the row before, skipped_steps, elapsed_s, mem_peak_bytes. A validation row has
+    split "val", J&F, J, F and `sequences`, the J&F of each. Loss, terms and grad_norm are means over the
+    steps since the row before.
     Numbers that are not finite are written as null.
 
     Args:

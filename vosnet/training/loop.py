@@ -61,8 +61,25 @@ class Window:
         return means
 
 
+@dataclasses.dataclass(frozen=True)
+class PhaseStart:
+    """Where in the run a phase begins.
+
+    Args:
+        index: of the phase, from 0.
+        step: optimizer steps done before.
+        seconds: training time spent before.
+        name: of the phase; empty for a run without phases.
+    """
+
+    index: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    name: str = ""
+
+
 class Loop:
-    """Runs a trainer through its schedule.
+    """Runs a trainer through its schedule. Steps and seconds are counted over the whole run.
 
     Args:
         trainer: computes steps.
@@ -72,6 +89,7 @@ class Loop:
         journal: where rows go; None on ranks that write nothing.
         hooks: saving and validation.
         images_per_step: frames of one optimizer step over all ranks, for the speed in the journal.
+        phase: which part of the run this is.
     """
 
     def __init__(
@@ -83,18 +101,19 @@ class Loop:
         journal: Journal | None,
         hooks: Hooks,
         images_per_step: int,
+        phase: PhaseStart | None = None,
     ) -> None:
         self.trainer, self.recipe, self.schedule, self.world = trainer, recipe, schedule, world
         self.journal, self.hooks, self.images_per_step = journal, hooks, images_per_step
         self.guard = DivergenceGuard(recipe.training.bad_steps_in_a_row)
         self.window = Window()
-        self.step = 0
-        self.seconds = 0.0
+        self.phase = phase or PhaseStart()
+        self.step, self.seconds = self.phase.step, self.phase.seconds
         self.waited_s = 0.0
         self._began = 0.0
-        self._row_at = (0, 0.0, 0.0)  # step, seconds and waiting time at the last row
-        self._saved_at_s = 0.0
-        self._checked = 0
+        self._row_at = (self.step, self.seconds, 0.0)  # step, seconds and waiting time at the last row
+        self._saved_at_s = self.seconds
+        self._checked = self._validations_due()
         self._validated_at = -1
         self.refreshed: dict[str, Any] | None = None  # what made the files that the objective uses
 
@@ -108,6 +127,7 @@ class Loop:
             "window": dataclasses.asdict(self.window),
             "checked": self._checked,
             "refreshed": self.refreshed,
+            "phase": dataclasses.asdict(self.phase),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -217,6 +237,7 @@ class Loop:
         self._row_at = (self.step, now, self.waited_s)
         means = self.window.means()
         values: dict[str, Any] = {
+            **self.phase_of_row(),
             "epoch": self.schedule.epoch(self.step),
             "loss": means.pop("loss", float("nan")),
             **means,
@@ -237,17 +258,24 @@ class Loop:
             shown["left"] = f"{left / 60:.1f}min"
         progress.advance(1, **shown)
 
+    def phase_of_row(self) -> dict[str, str]:
+        """What a row of the journal says of the phase: its name, in a run that has phases."""
+        return {"phase": self.phase.name} if self.phase.name else {}
+
     def _is_validation_time(self) -> bool:
-        section = self.recipe.validation
-        if section is None:
-            return False
-        if section.every_minutes is not None:
-            due = int(self.seconds / (60 * section.every_minutes))
-        else:
-            steps = section.every_steps or (section.every_epochs or 1) * self.schedule.steps_per_epoch
-            due = self.step // steps
+        due = self._validations_due()
         is_time, self._checked = due > self._checked, max(due, self._checked)
         return is_time
+
+    def _validations_due(self) -> int:
+        """How many validations the interval asks for up to now."""
+        section = self.recipe.validation
+        if section is None:
+            return 0
+        if section.every_minutes is not None:
+            return int(self.seconds / (60 * section.every_minutes))
+        steps = section.every_steps or (section.every_epochs or 1) * self.schedule.steps_per_epoch
+        return self.step // steps
 
     def _validate(self) -> None:
         """Validate once per step, however many reasons there are: the interval, and the end of the run."""

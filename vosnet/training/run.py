@@ -29,7 +29,7 @@ from vosnet.training.curves import draw_curves
 from vosnet.training.disk_space import warn_when_low
 from vosnet.training.distributed import World, joined_world
 from vosnet.training.lock import RunLock, locked_folder
-from vosnet.training.loop import Loop
+from vosnet.training.loop import Loop, PhaseStart
 from vosnet.training.refresh import Refresher
 from vosnet.training.schedule import Schedule
 from vosnet.training.signals import StopRequest, stop_on_signals
@@ -110,6 +110,8 @@ class _Run:
     ) -> None:
         self.loaded, self.options, self.world, self.lock = loaded, options, world, lock
         self.recipe: Recipe = loaded.recipe
+        self.phases: tuple[Recipe, ...] = loaded.phases or (loaded.recipe,)
+        self.stream: ClipStream | None = None
         self.out = options.out
         self.resumed = resumed
         self.checkpoints = CheckpointFolder(self.out / "checkpoints")
@@ -122,48 +124,66 @@ class _Run:
 
     def execute(self, stop: StopRequest, stack: contextlib.ExitStack) -> RunResult:
         _set_determinism(self.recipe)
-        self.stream = _open_stream(self.recipe)
-        self.world.check_same("the list of videos", _fingerprint(self.stream))
-        self._check_batch()
-        trainer = self._build_trainer()
-        self.validator = self._open_validator()
-        schedule = Schedule(self.recipe.schedule, self.stream.steps_per_epoch)
         checkpoint = self._find_checkpoint()
+        loop = self._open_phase(_phase_start(checkpoint))
+        self.validator = self._open_validator()
         if self.world.is_main:
             self._prepare_folder(checkpoint)
             self.journal = stack.enter_context(contextlib.closing(journals.Journal(self.out)))
+            loop.journal = self.journal
         for warning in self.loaded.warnings:
             self._say(warning)
-        images = self.recipe.training.batch_size * self.stream.clip_len
         if self.world.is_main:
-            warn_when_low(self.out, trainer, len(self.checkpoints.steps()), self._say)
-        loop = Loop(trainer, self.recipe, schedule, self.world, self.journal, self, images)
-        self.refresher = self._open_refresher(trainer)
+            warn_when_low(self.out, loop.trainer, len(self.checkpoints.steps()), self._say)
         if checkpoint is not None:
-            trainer.load(checkpoint.state["trainer"])
+            loop.trainer.load(checkpoint.state["trainer"])
             loop.load(checkpoint.state["loop"])
             self._resume_refreshed(loop)
             self.saved_step = loop.step if self.resumed else -1
             self._say(f"continuing from {checkpoint.folder} at step {loop.step}")
-        self._announce(loop)
-        completed = self._loop(loop, schedule, stop, stack)
+        completed = self._loop(loop, stop)
+        while completed and loop.phase.index + 1 < len(self.phases):
+            loop = self._open_phase(PhaseStart(loop.phase.index + 1, loop.step, loop.seconds), loop.trainer)
+            completed = self._loop(loop, stop)
         return self._finish(loop, stop, completed=completed)
 
-    def _loop(self, loop: Loop, schedule: Schedule, stop: StopRequest, stack: contextlib.ExitStack) -> bool:
-        settings = self.recipe.training
+    def _open_phase(self, start: PhaseStart, before: Trainer | None = None) -> Loop:
+        """What runs one phase; its networks are those of `before`, the phase that has just ended."""
+        recipe = self.phases[start.index]
+        self._check_batch(recipe)
+        self.stream = stream = _open_stream(recipe, self.stream)
+        self.listed_bad = len(stream.bad)
+        self.world.check_same("the list of videos", _fingerprint(stream))
+        phase, name = None, ""
+        if self.recipe.phases:
+            phase = self.recipe.phases[start.index]
+            name = phase.name
+        trainer = self._build_trainer(recipe, before)
+        if before is not None and phase is not None:
+            trainer.continue_from(before, keep_optimizer=phase.optimizer_state == "kept")
+        schedule = Schedule(recipe.schedule, stream.steps_per_epoch, start.step, start.seconds)
+        images = recipe.training.batch_size * stream.clip_len
+        self.refresher = self._open_refresher(trainer, stream)
+        start = dataclasses.replace(start, name=name)
+        return Loop(trainer, recipe, schedule, self.world, self.journal, self, images, start)
+
+    def _loop(self, loop: Loop, stop: StopRequest) -> bool:
+        self._announce(loop)
+        settings, schedule = loop.recipe.training, loop.schedule
+        assert self.stream is not None
         batches = prefetched(
             self.stream,
-            start=loop.step,
+            start=loop.step - schedule.start_step,
             rank=self.world.rank,
             world=self.world.size,
             workers=settings.workers,
             depth=settings.prefetch,
             warn=self._say,
         )
-        stack.enter_context(contextlib.closing(batches))  # type: ignore[type-var]
         mode: ProgressMode = self.options.progress if self.world.is_main else "quiet"
-        progress = Progress(schedule.total_steps, "training", unit="step", mode=mode, start=loop.step)
-        with progress:
+        total = None if schedule.total_steps is None else schedule.start_step + schedule.total_steps
+        progress = Progress(total, loop.phase.name or "training", unit="step", mode=mode, start=loop.step)
+        with contextlib.closing(batches), progress:  # type: ignore[type-var]
             return loop.run(batches, stop, progress)
 
     def _finish(self, loop: Loop, stop: StopRequest, *, completed: bool) -> RunResult:
@@ -192,7 +212,9 @@ class _Run:
             return
         self.save(loop)
         scores = self.validator.measure(self._last())
-        self.journal.row("val", loop.step, {"epoch": loop.schedule.epoch(loop.step), **scores})
+        self.journal.row(
+            "val", loop.step, {**loop.phase_of_row(), "epoch": loop.schedule.epoch(loop.step), **scores}
+        )
         score = scores["J&F"]
         is_best = score > self.best
         self._say(f"step {loop.step}: J&F {100 * score:.1f}" + (", the best so far" if is_best else ""))
@@ -230,22 +252,23 @@ class _Run:
         """Hook: keep the lock's heartbeat going, and list videos that turned out to be unreadable."""
         if self.lock is not None:
             self.lock.beat()
+        assert self.stream is not None
         if len(self.stream.bad) > self.listed_bad:
             self._list_bad_videos()
 
-    def _build_trainer(self) -> Trainer:
-        torch.manual_seed(self.recipe.seed)
-        encoder = build_encoder(
-            seed=self.recipe.seed, **self.recipe.encoder.model_dump(exclude={"test_layer"})
-        )
-        arguments = dict(self.recipe.objective)
+    def _build_trainer(self, recipe: Recipe, before: Trainer | None) -> Trainer:
+        torch.manual_seed(recipe.seed)
+        encoder = build_encoder(seed=recipe.seed, **recipe.encoder.model_dump(exclude={"test_layer"}))
+        if before is not None:  # first of all: an objective may start from a copy of its encoder
+            encoder.load_state_dict(before.objective.encoder.state_dict())
+        arguments = dict(recipe.objective)
         objective = build_objective(arguments.pop("name"), encoder, **arguments)
-        return Trainer(objective, self.recipe, self.world)
+        return Trainer(objective, recipe, self.world)
 
-    def _open_refresher(self, trainer: Trainer) -> Refresher:
+    def _open_refresher(self, trainer: Trainer, stream: ClipStream) -> Refresher:
         return Refresher(
             trainer.objective,
-            self.stream,
+            stream,
             self.out,
             self.world,
             say=self._say,
@@ -263,8 +286,8 @@ class _Run:
             return None
         return open_validator(self.recipe.validation, self.world.device, self._say)
 
-    def _check_batch(self) -> None:
-        settings, ranks = self.recipe.training, self.world.size
+    def _check_batch(self, recipe: Recipe) -> None:
+        settings, ranks = recipe.training, self.world.size
         if settings.batch_size % (settings.accumulate * ranks):
             message = (
                 f"training.batch_size ({settings.batch_size}) must be a multiple of "
@@ -313,17 +336,20 @@ class _Run:
 
     def _announce(self, loop: Loop) -> None:
         schedule, device = loop.schedule, self.world.device
+        assert self.stream is not None
         length = (
-            f"{schedule.total_steps} steps" if schedule.total_steps else f"{self.recipe.schedule.minutes} min"
+            f"{schedule.total_steps} steps" if schedule.total_steps else f"{loop.recipe.schedule.minutes} min"
         )
+        phase = f", phase {loop.phase.name!r}" if loop.phase.name else ""
         ranks = f" x {self.world.size} ranks" if self.world.size > 1 else ""
         self._say(
-            f"{self.recipe.title or 'training'}: {self.stream.num_videos} videos, "
+            f"{self.recipe.title or 'training'}{phase}: {self.stream.num_videos} videos, "
             f"{schedule.steps_per_epoch} steps an epoch, {length}, on {device}{ranks} "
             f"({torch.get_num_threads()} threads, {self.recipe.training.precision}); run folder {self.out}"
         )
 
     def _list_bad_videos(self) -> None:
+        assert self.stream is not None
         listing = "bad_files.txt" if self.world.is_main else f"bad_files.rank{self.world.rank}.txt"
         bad = {name: " ".join(reason.split()) for name, reason in sorted(self.stream.bad.items())}
         files.write_bytes(self.out / listing, "".join(f"{k}\t{v}\n" for k, v in bad.items()).encode())
@@ -346,10 +372,16 @@ def _leave_no_trace(lock: RunLock, out: Path, is_ours: bool, kind: object, *_: o
         lock.withdraw(keep_folder=not is_ours)
 
 
-def _open_stream(recipe: Recipe) -> ClipStream:
+def _phase_start(checkpoint: Checkpoint | None) -> PhaseStart:
+    """Where the phase of a checkpoint began; the run's beginning without one."""
+    stored = {} if checkpoint is None else checkpoint.state["loop"].get("phase", {})
+    return PhaseStart(**stored)
+
+
+def _open_stream(recipe: Recipe, before: ClipStream | None) -> ClipStream:
     """The recipe's clips; when the data is not there, the error also says what to run instead."""
     try:
-        return open_stream(recipe)
+        return open_stream(recipe, before)
     except InputError as error:
         if error.code not in MISSING_DATA:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -98,12 +99,17 @@ def check_continuation(folder: Path, recipe: Recipe) -> None:
     differing = [
         f"{key}: {old!r} then, {new!r} now"
         for key, old, new in recipe_differences(before, resolved_values(recipe))
-        if not any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)
+        if not _may_change(key)
     ]
     if differing:
         hint = "Use the run's own recipe, or start anew in another --out folder."
         message = f"the recipe is not the one {folder} was started with ({'; '.join(differing)})"
         raise UsageError("E104", message, hint)
+
+
+def _may_change(key: str) -> bool:
+    plain = re.sub(r"^phases\.\d+\.", "", key)
+    return any(plain == free or plain.startswith(free + ".") for free in MAY_CHANGE)
 
 
 def describe_environment(argv: list[str], device: str, ranks: int) -> dict[str, Any]:

@@ -10,19 +10,23 @@ from vosnet.recipe.schema import ScheduleSection
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Length and learning rate of a run; a pure function of steps done and seconds spent.
+    """Length and learning rate of a run or a phase of it; a pure function of steps done and seconds spent.
 
     Args:
         settings: the recipe's section.
         steps_per_epoch: optimizer steps in one pass over the videos.
+        start_step: steps of the run before this schedule begins, when an earlier phase came first.
+        start_s: seconds of the run before it begins.
     """
 
     settings: ScheduleSection
     steps_per_epoch: int
+    start_step: int = 0
+    start_s: float = 0.0
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the whole run; None when it is limited by time."""
+        """Steps of the schedule; None when it is limited by time."""
         if self.settings.steps is not None:
             return self.settings.steps
         if self.settings.epochs is not None:
@@ -31,19 +35,19 @@ class Schedule:
 
     def epoch(self, step: int) -> int:
         """Epochs completed before `step`."""
-        return step // self.steps_per_epoch
+        return (step - self.start_step) // self.steps_per_epoch
 
     def fraction(self, step: int, seconds: float) -> float:
-        """Share of the run that lies behind, in [0, 1].
+        """Share of the schedule that lies behind, in [0, 1].
 
         Args:
-            step: optimizer steps done.
-            seconds: training time spent, over all sessions of a resumed run.
+            step: optimizer steps of the run done.
+            seconds: training time of the run spent, over all sessions of a resumed run.
         """
         if self.total_steps is not None:
-            return min(1.0, step / self.total_steps)
+            return min(1.0, (step - self.start_step) / self.total_steps)
         assert self.settings.minutes is not None
-        return min(1.0, seconds / (60 * self.settings.minutes))
+        return min(1.0, (seconds - self.start_s) / (60 * self.settings.minutes))
 
     def done(self, step: int, seconds: float) -> bool:
         """Whether the run is over after `step` steps and `seconds` seconds."""
@@ -52,7 +56,7 @@ class Schedule:
     def factor(self, step: int, seconds: float) -> float:
         """What the base learning rate is multiplied by for the step after `step` steps."""
         s = self.settings
-        warm = min(1.0, (step + 1) / s.warmup_steps) if s.warmup_steps else 1.0
+        warm = min(1.0, (step - self.start_step + 1) / s.warmup_steps) if s.warmup_steps else 1.0
         if s.decay == "cosine":
             cosine = 0.5 * (1 + math.cos(math.pi * self.fraction(step, seconds)))
             return warm * (s.final_factor + (1 - s.final_factor) * cosine)
@@ -66,4 +70,4 @@ class Schedule:
     def remaining_s(self, step: int, seconds: float) -> float | None:
         """Estimated seconds left, from the pace so far; None before the first step."""
         fraction = self.fraction(step, seconds)
-        return seconds * (1 - fraction) / fraction if fraction > 0 else None
+        return (seconds - self.start_s) * (1 - fraction) / fraction if fraction > 0 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from typing import Any
 
@@ -111,6 +112,25 @@ class Trainer:
         """Forget the step: parameters stay, and running statistics go back to what they were."""
         self.optimizer.zero_grad(set_to_none=True)
         self._buffers.restore()
+
+    def continue_from(self, before: Trainer, *, keep_optimizer: bool) -> None:
+        """Take over what the trainer of an earlier phase has learned: tensors of the same name and shape.
+
+        Args:
+            before: the earlier one.
+            keep_optimizer: also its optimizer's state of those parameters.
+        """
+        own, learned = self.objective.state_dict(), before.objective.state_dict()
+        fitting = {k: v for k, v in learned.items() if k in own and own[k].shape == v.shape}
+        self.objective.load_state_dict(fitting, strict=False)
+        if self.average is not None and before.average is not None:
+            self.average.load_state_dict(before.average.state_dict())
+        if keep_optimizer:
+            parameters = dict(self.objective.named_parameters())
+            for name, parameter in before.objective.named_parameters():
+                if name in fitting and parameter in before.optimizer.state:
+                    state = before.optimizer.state[parameter]
+                    self.optimizer.state[parameters[name]] = copy.deepcopy(state)
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values from which `load` continues bit for bit."""
