@@ -27,6 +27,7 @@ TOY = [
 TOY_OBJECTIVE = {
     "dense_correspondence": ["objective.grid_size=2", "objective.cross_view_grid_size=2"],
     "cycle_walk": ["objective.patch_size=16", "objective.patch_stride=8"],
+    "color_reconstruction": ["objective.radius=2"],
 }
 
 
@@ -46,6 +47,8 @@ def test_the_promised_recipes_exist() -> None:
         "dul_cpu",
         "crw_kinetics",
         "crw_cpu",
+        "mast_cpu",
+        "momentum_memory_cpu",
         "demo",
     } <= names
 
@@ -65,14 +68,18 @@ def test_a_recipe_trains_one_step_at_toy_size(path: Path, tmp_path: Path) -> Non
         mode="json", exclude={"epochs", "steps", "minutes"}, exclude_none=True
     )
     overrides = [*TOY, *TOY_OBJECTIVE[original.objective["name"]], f"schedule={ {**schedule, 'steps': 1} }"]
+    phases = original.phases
+    for i, phase in enumerate(phases):
+        own = {key: value for key, value in phase.schedule.items() if key == "decay"}
+        overrides += [f"phases.{i}.schedule={ {**own, 'steps': 1} }", f"phases.{i}.training.batch_size=2"]
     loaded = load_recipe(path, overrides)
     assert loaded.recipe.optimizer == original.optimizer
     with mock.patch("vosnet.training.run.draw_curves"):
         result = train(loaded, RunOptions(tmp_path / "run", device="cpu", progress="quiet"))
-    assert (result.step, result.completed) == (1, True)
-    (row,) = read_rows(tmp_path / "run")
-    assert row["loss"] > 0
-    assert row["skipped_steps"] == 0
+    assert (result.step, result.completed) == (max(1, len(phases)), True)
+    rows = read_rows(tmp_path / "run")
+    assert [row.get("phase") for row in rows] == ([phase.name for phase in phases] or [None])
+    assert all(row["loss"] > 0 and row["skipped_steps"] == 0 for row in rows)
 
 
 # Appendix of Araslanov et al. 2021 and the configuration files of their code.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -41,6 +42,24 @@ def frames_needed(
     if order != "paired":
         return clip_len
     return frame_gap + 1 if clip_len == 2 else distant_gap[0] + clip_len - 2
+
+
+def sample_gap(
+    generator: torch.Generator, frame_gap: int, choices: Sequence[int] = (), weights: Sequence[float] = ()
+) -> int:
+    """The gap of one clip: `frame_gap`, or one of `choices`, each as often as its weight says.
+
+    Args:
+        generator: consumed by one number when there are choices.
+        frame_gap: the gap without choices.
+        choices: gaps; MAST (Lai et al. 2020) draws 2, 5 or 8 once per video and epoch.
+        weights: of the choices, any positive numbers; none: all alike.
+    """
+    if not choices:
+        return frame_gap
+    shares = torch.tensor(weights or [1.0] * len(choices), dtype=torch.float64)
+    drawn = torch.rand((), generator=generator, dtype=torch.float64) * shares.sum()
+    return choices[min(int((drawn >= shares.cumsum(0)).sum()), len(choices) - 1)]
 
 
 def sample_frames(

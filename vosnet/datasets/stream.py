@@ -17,6 +17,7 @@ from vosnet.datasets.sampling import (
     frames_needed,
     sample_boxes,
     sample_frames,
+    sample_gap,
     sample_generator,
 )
 from vosnet.datasets.source import VideoSource, mix
@@ -41,6 +42,8 @@ class ClipStream:
         clip_len: T, frames per clip.
         frame_gap: largest distance of neighboring frames of a clip, in frames of `store`.
         order: "permuted", "kept" or "paired"; see `sample_frames`. Stills make no "paired" clips.
+        gap_choices: gaps of which each clip draws one instead of `frame_gap`; see `sample_gap`.
+        gap_weights: how often each of them is drawn.
         distant_gap: for "paired": how far the frames after the pair lie from frame 0, at least and at most.
         crop_size: side of the frames the network sees, pixels.
         short_side: half-open range of the shorter side the frame is resized to before the crop.
@@ -69,6 +72,8 @@ class ClipStream:
         frame_gap: int = 2,
         order: Order = "permuted",
         distant_gap: tuple[int, int] = (5, 15),
+        gap_choices: tuple[int, ...] = (),
+        gap_weights: tuple[float, ...] = (),
         crop_size: int = 256,
         short_side: tuple[int, int] = (256, 320),
         random_crop: bool = True,
@@ -94,6 +99,8 @@ class ClipStream:
         self.seed, self.batch_size, self.store = seed, batch_size, store
         self.clip_len, self.frame_gap, self.order = clip_len, frame_gap, order
         self.distant_gap = distant_gap
+        _check_choices(order, gap_choices, gap_weights)
+        self.gap_choices, self.gap_weights = gap_choices, gap_weights
         self.crop_size, self.short_side, self.random_crop = crop_size, short_side, random_crop
         self.flip_probability, self.zoom, self.still_jitter = flip_probability, zoom, still_jitter
         self.steps_per_epoch = max(1, len(usable) // batch_size)
@@ -206,7 +213,7 @@ class ClipStream:
             self.store.num_frames(entry),
             generator,
             clip_len=self.clip_len,
-            frame_gap=self.frame_gap,
+            frame_gap=sample_gap(generator, self.frame_gap, self.gap_choices, self.gap_weights),
             order=self.order,
             distant_gap=self.distant_gap,
         )
@@ -248,6 +255,8 @@ def build_stream(
     frame_step: int = 1,
     order: Order = "permuted",
     distant_gap: tuple[int, int] = (5, 15),
+    gap_choices: tuple[int, ...] = (),
+    gap_weights: tuple[float, ...] = (),
     crop_size: int = 256,
     short_side: tuple[int, int] = (256, 320),
     random_crop: bool = True,
@@ -285,6 +294,8 @@ def build_stream(
         frame_gap=frame_gap,
         order=order,
         distant_gap=distant_gap,
+        gap_choices=gap_choices,
+        gap_weights=gap_weights,
         crop_size=crop_size,
         short_side=short_side,
         random_crop=random_crop,
@@ -310,6 +321,16 @@ def _check(
         )
     if not 0 < zoom[0] <= zoom[1] <= 1:
         raise UsageError("E152", f"zoom must be 0 < low <= high <= 1, got {zoom}")
+
+
+def _check_choices(order: Order, choices: tuple[int, ...], weights: tuple[float, ...]) -> None:
+    if any(choice < 1 for choice in choices) or (choices and order == "paired"):
+        raise UsageError(
+            "E152", f"gap_choices are whole numbers from 1 for clips that are not paired, got {choices}"
+        )
+    if weights and (len(weights) != len(choices) or not all(0 < weight for weight in weights)):
+        message = f"gap_weights must be one positive number per gap_choices {choices}, got {weights}"
+        raise UsageError("E152", message)
 
 
 def _check_gaps(clip_len: int, frame_gap: int, distant_gap: tuple[int, int]) -> None:
