@@ -328,7 +328,7 @@ def _check_choices(order: Order, choices: tuple[int, ...], weights: tuple[float,
         raise UsageError(
             "E152", f"gap_choices are whole numbers from 1 for clips that are not paired, got {choices}"
         )
-    if weights and (len(weights) != len(choices) or not all(0 < weight for weight in weights)):
+    if weights and (len(weights) != len(choices) or not all(weight > 0 for weight in weights)):
         message = f"gap_weights must be one positive number per gap_choices {choices}, got {weights}"
         raise UsageError("E152", message)
 

@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vosnet.datasets.sampling import epoch_order, frames_needed, sample_boxes, sample_frames, sample_generator
+from vosnet.datasets.sampling import (
+    epoch_order,
+    frames_needed,
+    sample_boxes,
+    sample_frames,
+    sample_gap,
+    sample_generator,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -119,3 +126,13 @@ def test_an_epoch_sees_every_video_once_and_small_sets_several_times() -> None:
     assert sorted(epoch_order(3, 0, 20, 20)) == list(range(20))
     assert epoch_order(3, 0, 20, 20) != epoch_order(3, 1, 20, 20)
     assert sorted(epoch_order(3, 0, 3, 6)) == [0, 0, 1, 1, 2, 2]
+
+
+def test_gaps_are_drawn_as_often_as_their_weights_say() -> None:
+    gaps = [sample_gap(sample_generator(0, epoch, 1), 7, (2, 5, 8), (0.4, 0.4, 0.2)) for epoch in range(600)]
+    shares = [gaps.count(gap) / 600 for gap in (2, 5, 8)]
+    assert shares == pytest.approx([0.4, 0.4, 0.2], abs=0.06)
+    assert gaps == [
+        sample_gap(sample_generator(0, epoch, 1), 7, (2, 5, 8), (0.4, 0.4, 0.2)) for epoch in range(600)
+    ]
+    assert sample_gap(sample_generator(0, 0, 1), 7) == 7
