@@ -20,6 +20,7 @@ from vosnet.errors import InputError, UsageError
 from vosnet.models.encoder import Encoder, build_encoder
 from vosnet.models.head import ProjectionHead
 from vosnet.models.resnet import STAGES, TRUNKS, Arch, Padding
+from vosnet.models.segmenter import MaskSegmenter
 from vosnet.models.weights_file import (
     METADATA_KEY,
     Weights,
@@ -32,6 +33,8 @@ from vosnet.transforms import ColorSpace
 
 RANDOM = "random"
 SHIPPED = "shipped"
+SEGMENTER_KEY = "segmenter"
+_SEGMENTER_PARTS = ("mask_encoder.", "mask_decoder.")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def save_encoder(
     *,
     half: bool = True,
     head: ProjectionHead | None = None,
+    segmenter: MaskSegmenter | None = None,
 ) -> None:
     """Write an encoder as safetensors, whole or not at all, with its description as JSON metadata.
 
@@ -68,6 +72,8 @@ def save_encoder(
             are understood by `load_encoder`.
         half: store floating point tensors as float16 where they fit its range.
         head: a projection head that was trained on the encoder's output.
+        segmenter: frame-mask encoder and mask decoder that were trained beside it; `load_segmenter` reads
+            them, and who wants the encoder alone does not notice them.
 
     Raises:
         StorageError: disk full or not writable.
@@ -75,9 +81,14 @@ def save_encoder(
     state = dict(encoder.state_dict())
     if head is not None:
         state |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    kept: dict[str, Any] = {}
+    if segmenter is not None:
+        state |= segmenter.state_dict()
+        kept = {SEGMENTER_KEY: segmenter.settings}
     tensors = {name: _stored(tensor, half) for name, tensor in sorted(state.items())}
     description = {
         **default_meta(),
+        **kept,
         "arch": encoder.arch,
         "layer": encoder.layer,
         "output_stride": encoder.output_stride,
@@ -129,6 +140,51 @@ def load_encoder(
     encoder = _build(file, weights, chosen, output_stride or int(weights.meta["output_stride"]))
     meta = {**weights.meta, "arch": encoder.arch, "layer": chosen, "output_stride": encoder.output_stride}
     return LoadedEncoder(encoder.eval(), meta, f"{file} ({encoder.arch}, {chosen})")
+
+
+def load_segmenter(path: str | os.PathLike[str] | None, *, output_stride: int | None = None) -> MaskSegmenter:
+    """The frame-mask encoder and mask decoder that were saved with the encoder at `path`.
+
+    Args:
+        path: as in `load_encoder`.
+        output_stride: the encoder's, where it is not the file's.
+
+    Returns:
+        In eval mode, float32, on the CPU.
+
+    Raises:
+        InputError: the file holds none (E185), or see `load_encoder`.
+    """
+    if path is None or str(path) in {SHIPPED, RANDOM}:
+        raise _without_segmenter("the shipped encoder" if str(path) != RANDOM else "a random encoder")
+    file = find_weights(path)
+    weights = read_weights(file)
+    if SEGMENTER_KEY not in weights.meta:
+        raise _without_segmenter(str(file))
+    settings = dict(weights.meta[SEGMENTER_KEY])
+    if output_stride is not None:
+        settings["output_stride"] = output_stride
+    got = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(_SEGMENTER_PARTS)}
+    try:
+        segmenter = MaskSegmenter(**settings)
+        segmenter.load_state_dict({name: _restored(tensor) for name, tensor in got.items()})
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = f"{file} does not hold the mask encoder and decoder it describes ({error})"
+        raise InputError("E274", message, "Was it written by another version?") from error
+    return segmenter.eval()
+
+
+def _restored(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _without_segmenter(what: str) -> InputError:
+    message = f"{what} holds no mask encoder and mask decoder, which decoding rounds need"
+    hint = (
+        "Use rounds=0 (--set rounds=0) or another preset, which copy masks without them, or a checkpoint "
+        "of an objective that trains them: unified, plus_segmentation."
+    )
+    return InputError("E185", message, hint)
 
 
 def shipped_weights() -> Path | None:
@@ -212,7 +268,8 @@ def _beyond(name: str, encoder: Encoder) -> bool:
     """Whether a tensor belongs to a part behind the layer that is read."""
     part = name.partition(".")[0]
     return (
-        (part in STAGES and part not in encoder.stages)
+        name.startswith(_SEGMENTER_PARTS)
+        or (part in STAGES and part not in encoder.stages)
         or (part == "head" and encoder.head is None)
         or (part == "out_conv" and encoder.out_conv is None)
     )

@@ -120,6 +120,18 @@ class FeatureExtractor:
         Raises:
             InputError: not [N, H, W, 3] uint8 (E280).
         """
+        images = self.images(frames, size)
+        with self.autocast():
+            features: Tensor = self._run(images)
+        return features.float()
+
+    def autocast(self) -> torch.autocast:
+        """The precision that convolutions run in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast)
+
+    @torch.no_grad()
+    def images(self, frames: np.ndarray | Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """What the encoder sees of frames, [N, 3, H, W] float32 on the device; arguments as in the call."""
         tensor = (
             frames
             if isinstance(frames, Tensor)
@@ -131,7 +143,4 @@ class FeatureExtractor:
         images = tensor.to(self.device).permute(0, 3, 1, 2).float()  # channels_last without a copy
         if size is not None and size != tuple(images.shape[-2:]):
             images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-        images = scaled_lab(images) if self.color_space == "lab" else images * self._scale + self._offset
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            features: Tensor = self._run(images)
-        return features.float()
+        return scaled_lab(images) if self.color_space == "lab" else images * self._scale + self._offset

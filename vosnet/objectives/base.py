@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from vosnet.datasets.frames import StoredVideo
+from vosnet.models import MaskSegmenter
 from vosnet.transforms import Clip
 
 
@@ -101,6 +102,10 @@ class Objective(nn.Module):
         """
         del clip_len, color_space
         return ()
+
+    def kept_segmenter(self) -> MaskSegmenter | None:
+        """Networks beside the encoder that propagation needs; they are saved with it."""
+        return None
 
     def after_step(self) -> None:
         """Called after every optimizer step that was taken, for networks that follow the trained one."""

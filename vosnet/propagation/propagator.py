@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from vosnet.errors import InputError, UsageError
-from vosnet.models import CallableEncoder, load_encoder
+from vosnet.models import CallableEncoder, MaskSegmenter, load_encoder, load_segmenter
 from vosnet.models.inference import FeatureExtractor, Precision, choose_device
 from vosnet.models.resnet import Arch
 from vosnet.propagation.adaptation import Adaptation, OnStep, PackedMasks, adapt, require_rereadable
@@ -60,12 +60,19 @@ class Propagator:
         source: one line on where the encoder comes from.
         allow_degrade: when memory runs out and smaller chunks do not help, read fewer recent frames, which
             changes results; otherwise that is an error.
+        segmenter: mask encoder and decoder, for protocols with `rounds`.
     """
 
     def __init__(
-        self, extractor: FeatureExtractor, protocol: Protocol, source: str, *, allow_degrade: bool = False
+        self,
+        extractor: FeatureExtractor,
+        protocol: Protocol,
+        source: str,
+        *,
+        allow_degrade: bool = False,
+        segmenter: MaskSegmenter | None = None,
     ) -> None:
-        self.extractor, self.protocol, self.source = extractor, protocol, source
+        self.extractor, self.protocol, self.source, self.segmenter = extractor, protocol, source, segmenter
         self.allow_degrade = allow_degrade
 
     @classmethod
@@ -100,7 +107,8 @@ class Propagator:
 
         Raises:
             UsageError: an unknown preset, switch or device (E162, E163, E164).
-            InputError: the checkpoint cannot be used (E270-E274).
+            InputError: the checkpoint cannot be used (E270-E274), or `rounds` are asked for and it holds no
+                mask encoder and decoder (E185).
         """
         target = choose_device(device)
         check_switches(overrides)  # what is wrong is reported before anything is read, where it can be
@@ -121,7 +129,10 @@ class Propagator:
             precision=precision,
             compiled=compiled,
         )
-        return cls(extractor, protocol, loaded.source, allow_degrade=allow_degrade)
+        segmenter = None
+        if protocol.rounds > 0:
+            segmenter = load_segmenter(path, output_stride=loaded.encoder.output_stride)
+        return cls(extractor, protocol, loaded.source, allow_degrade=allow_degrade, segmenter=segmenter)
 
     @classmethod
     def from_encoder(
@@ -135,6 +146,7 @@ class Propagator:
         std: tuple[float, float, float] = IMAGENET_STD,
         precision: Precision = "auto",
         allow_degrade: bool = False,
+        segmenter: MaskSegmenter | None = None,
         **overrides: Any,
     ) -> Propagator:
         """A propagator with any encoder.
@@ -148,6 +160,7 @@ class Propagator:
             std: of the normalization.
             precision: "auto" is float32 here.
             allow_degrade: see the class.
+            segmenter: see the class.
             **overrides: switches of `Protocol`.
         """
         protocol = make_protocol(preset, **overrides)
@@ -155,7 +168,8 @@ class Propagator:
         extractor = FeatureExtractor(
             wrapped, mean=mean, std=protocol.std or std, device=choose_device(device), precision=precision
         )
-        return cls(extractor, protocol, f"encoder {wrapped.name}", allow_degrade=allow_degrade)
+        source = f"encoder {wrapped.name}"
+        return cls(extractor, protocol, source, allow_degrade=allow_degrade, segmenter=segmenter)
 
     @property
     def device(self) -> str:
@@ -164,7 +178,9 @@ class Propagator:
 
     def tracker(self) -> Tracker:
         """A new tracker with this encoder and protocol, for callers that feed frames themselves."""
-        return Tracker(self.extractor, self.protocol, allow_degrade=self.allow_degrade)
+        return Tracker(
+            self.extractor, self.protocol, allow_degrade=self.allow_degrade, segmenter=self.segmenter
+        )
 
     def propagate(
         self,

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vosnet.errors import InputError
+from vosnet.errors import InputError, UsageError
 from vosnet.matching import Chunks, nearest_readout, normalize_features, window_readout
 from vosnet.memory import Context, MemoryBank, SpacedBank
 from vosnet.models.inference import FeatureExtractor
+from vosnet.models.segmenter import MaskSegmenter
 from vosnet.propagation.ladder import Ladder, Rung
+from vosnet.propagation.mask_rounds import MaskRounds
 from vosnet.propagation.masks import decide, input_size, mask_to_values, with_annotation
 from vosnet.propagation.protocol import Protocol
 
@@ -35,6 +37,7 @@ class Tracker:
         protocol: how labels travel.
         allow_degrade: when memory runs out and nothing else is left, keep fewer recent frames.
         chunks: how much is done at once; the ladder makes it smaller when memory runs out.
+        segmenter: mask encoder and decoder, for protocols with `rounds`.
 
     Attributes:
         ids: object ids of the channels 1..K-1; channel 0 is background.
@@ -47,8 +50,10 @@ class Tracker:
         *,
         allow_degrade: bool = False,
         chunks: Chunks | None = None,
+        segmenter: MaskSegmenter | None = None,
     ) -> None:
         self.extractor, self.protocol = extractor, protocol
+        self.rounds = _rounds(segmenter, extractor, protocol)
         self.chunks = chunks or Chunks()
         self.ids: list[int] = []
         self.size: tuple[int, int] | None = None
@@ -63,7 +68,8 @@ class Tracker:
             mask: label map of this frame, [H, W] integer ids 1..255, 0 where nothing new is said.
 
         Returns:
-            probs, [1 + len(ids), h, w] on the feature grid, channel 0 is background.
+            probs, [1 + len(ids), h, w] on the feature grid, channel 0 is background; with `rounds` on the
+            grid of the decoder.
 
         Raises:
             InputError: wrong frame (E280, E281) or mask (E204, E282), no object in the first mask (E283).
@@ -74,9 +80,11 @@ class Tracker:
         if not new_ids and self.bank.length == 0:
             raise InputError("E283", "the first mask holds no object", "Mark at least one with an id from 1.")
         features = self.ladder.run(lambda: self._features(frame))
-        probs = self.ladder.run(lambda: self._probs(features.to(self.extractor.device), mask, new_ids))
+        probs = self.ladder.run(lambda: self._probs(features.to(self.extractor.device), frame, mask, new_ids))
         self.ids += [i for i in new_ids if i not in self.ids]
-        stored = self.ladder.run(lambda: self._stored(probs, mask, new_ids))
+        values = self.ladder.run(lambda: self._values(probs, mask, new_ids))
+        grid = (features.shape[1], features.shape[2])
+        stored = self.ladder.run(lambda: self._stored(values, frame, grid))
         channels = self._channels(new_ids) if new_ids else []
         self.ladder.run(lambda: self._keep(features, stored, channels))
         return probs
@@ -94,6 +102,8 @@ class Tracker:
     def to(self, device: torch.device) -> None:
         """Move the encoder and the memory."""
         self.extractor.to(device)
+        if self.rounds is not None:
+            self.rounds.to(device)
         self.bank.to(device)
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,27 +136,45 @@ class Tracker:
         features = self.extractor(frame[None], input_size(self.size, self.protocol))[0]
         return normalize_features(features) if self.protocol.normalize else features
 
+    def _image(self, frame: np.ndarray) -> Tensor:
+        assert self.size is not None
+        return self.extractor.images(frame[None], input_size(self.size, self.protocol))[0]
+
     def _channels(self, ids: list[int]) -> list[int]:
         """Value channels of `ids`; with background when no other reference frame answers for it."""
         channels = [1 + self.ids.index(i) for i in ids]
-        others = any(set(context.channels) - {0, *channels} for context in self.bank.contexts)
-        return channels if others else [0, *channels]
+        own = {0, *self._planes(channels)}
+        others = any(set(context.channels) - own for context in self.bank.contexts)
+        return self._planes(channels if others else [0, *channels])
 
-    def _probs(self, features: Tensor, mask: np.ndarray | None, new_ids: list[int]) -> Tensor:
-        grid = (features.shape[1], features.shape[2])
+    def _planes(self, channels: list[int]) -> list[int]:
+        """What memory holds of value channels: themselves, or with `rounds` all planes of an object."""
+        return channels if self.rounds is None else self.rounds.planes(channels)
+
+    def _probs(
+        self, features: Tensor, frame: np.ndarray, mask: np.ndarray | None, new_ids: list[int]
+    ) -> Tensor:
         if mask is None or not new_ids:
-            return self._read(features)
+            return self._decoded(features, frame)
+        grid = self._mask_grid((features.shape[1], features.shape[2]))
         wanted = [0, *new_ids] if self.bank.length == 0 else new_ids
-        given = mask_to_values(mask, wanted, grid, self.protocol, self.extractor.output_stride)
+        given = mask_to_values(mask, wanted, grid, self.protocol, self._mask_stride)
         _check_all_there(given[-len(new_ids) :], mask, new_ids, self.protocol)
         given = given.to(features.device)
         if self.bank.length == 0:
             return given
-        return self._merged(self._read(features), given, new_ids)
+        return self._merged(self._decoded(features, frame), given, new_ids)
+
+    def _decoded(self, features: Tensor, frame: np.ndarray) -> Tensor:
+        read = self._read(features)
+        if self.rounds is None:
+            return read
+        return self.rounds.decode(self._image(frame), read, self._objects_at_once)
 
     def _read(self, features: Tensor) -> Tensor:
         """Every context's answer in its own channels."""
-        probs = features.new_zeros(1 + len(self.ids), *features.shape[1:])
+        planes = self._planes(list(range(1 + len(self.ids))))
+        probs = features.new_zeros(len(planes), *features.shape[1:])
         for context in self.bank.contexts:
             probs[context.channels] = self._readout(features, context)
         return probs
@@ -198,8 +226,15 @@ class Tracker:
         probs[channels] += covered * given
         return probs
 
-    def _stored(self, probs: Tensor, given: np.ndarray | None, new_ids: list[int]) -> Tensor:
-        """What memory keeps: the read-outs, or the decided mask with annotated pixels as they were given."""
+    def _stored(self, values: Tensor, frame: np.ndarray, grid: tuple[int, int]) -> Tensor:
+        """What memory keeps of a frame: its values, with `rounds` each object's features beside its own."""
+        if self.rounds is None:
+            return values
+        values = values.to(self.extractor.device)
+        return self.rounds.embed(self._image(frame), values, grid, self._objects_at_once)
+
+    def _values(self, probs: Tensor, given: np.ndarray | None, new_ids: list[int]) -> Tensor:
+        """The answers, or the decided mask with annotated pixels as they were given."""
         if self.protocol.memory_values == "soft":
             return probs
         assert self.size is not None
@@ -207,8 +242,24 @@ class Tracker:
         if given is not None and new_ids:
             mask = with_annotation(mask, given)
         grid = (probs.shape[1], probs.shape[2])
-        values = mask_to_values(mask, [0, *self.ids], grid, self.protocol, self.extractor.output_stride)
+        values = mask_to_values(mask, [0, *self.ids], grid, self.protocol, self._mask_stride)
         return values.to(probs.device)
+
+    def _mask_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The grid of the answers, for features on `grid`."""
+        assert self.size is not None
+        return (
+            grid if self.rounds is None else self.rounds.mask_grid(input_size(self.size, self.protocol), grid)
+        )
+
+    @property
+    def _mask_stride(self) -> int:
+        """Pixels of the network's input per cell of the answers."""
+        return self.extractor.output_stride if self.rounds is None else self.rounds.mask_stride
+
+    @property
+    def _objects_at_once(self) -> int:
+        return max(1, self.chunks.channels // 4)  # a pass through V and D holds far more than a mask
 
     def _keep(self, features: Tensor, stored: Tensor, channels: list[int]) -> None:
         features, stored = features.to(self.extractor.device), stored.to(self.extractor.device)
@@ -243,6 +294,17 @@ def _bank(protocol: Protocol) -> MemoryBank | SpacedBank:
         return MemoryBank(protocol.context, protocol.num_recent, protocol.k)
     assert protocol.references is not None
     return SpacedBank(protocol.references)
+
+
+def _rounds(
+    segmenter: MaskSegmenter | None, extractor: FeatureExtractor, protocol: Protocol
+) -> MaskRounds | None:
+    if protocol.rounds == 0:
+        return None
+    if segmenter is None:
+        message = f"rounds is {protocol.rounds}, but there is no mask encoder and mask decoder"
+        raise UsageError("E186", message, "Give a segmenter, or use rounds=0, which copies masks without it.")
+    return MaskRounds(segmenter, extractor, protocol.rounds)
 
 
 def object_ids(mask: np.ndarray, size: tuple[int, ...]) -> list[int]:

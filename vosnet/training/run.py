@@ -332,7 +332,7 @@ class _Run:
         }
         if self.recipe.encoder.test_layer is not None:
             meta["layer"] = self.recipe.encoder.test_layer
-        save_encoder(path, encoder, meta, half=False)
+        save_encoder(path, encoder, meta, half=False, segmenter=loop.trainer.objective.kept_segmenter())
 
     def _announce(self, loop: Loop) -> None:
         schedule, device = loop.schedule, self.world.device

@@ -1,10 +1,13 @@
 """Frame-mask encoder, mask decoder, soft aggregation and refinement rounds."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from vosnet.models import build_encoder
+from vosnet.errors import InputError
+from vosnet.models import build_encoder, load_encoder, load_segmenter, save_encoder
 from vosnet.models.mask_encoder import MaskEncoder
 from vosnet.models.segmenter import MaskSegmenter, refinement_rounds, soft_aggregate
 
@@ -106,3 +109,27 @@ def test_each_round_sees_the_probabilities_of_the_one_before() -> None:
     assert torch.equal(seen[0], coarse)
     for before, now in zip(outputs, seen[1:]):
         torch.testing.assert_close(now, before.softmax(1)[:, 1:])
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_a_checkpoint_holds_it_beside_the_encoder(tmp_path: Path, half: bool) -> None:
+    segmenter, encoder = MaskSegmenter(skips=False, **TINY), build_encoder(layer="layer2")
+    path = tmp_path / "model.safetensors"
+    save_encoder(path, encoder, {}, half=half, segmenter=segmenter)
+    loaded = load_segmenter(path)
+    assert loaded.settings == segmenter.settings
+    for name, tensor in segmenter.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert not loaded.training
+    torch.testing.assert_close(
+        load_encoder(path).encoder.conv1.weight, encoder.conv1.weight, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_checkpoint_that_describes_another_network_is_refused(tmp_path: Path) -> None:
+    segmenter = MaskSegmenter(**TINY)
+    segmenter.settings["width"] = 8
+    save_encoder(tmp_path / "a.safetensors", build_encoder(layer="layer2"), {}, segmenter=segmenter)
+    with pytest.raises(InputError) as caught:
+        load_segmenter(tmp_path / "a.safetensors")
+    assert caught.value.code == "E274"
