@@ -1,11 +1,14 @@
-"""Images per second of a training step, and memory of DUL's loss at the paper's size.
+"""Images per second of a training step, waiting for data, and memory of DUL's loss at the paper's size.
 
-python -m pytest tests/benchmarks/test_training.py --benchmark-only
+OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/test_training.py --benchmark-only
 """
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +16,13 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.dul import materialized_losses, peak_bytes, picked_losses
+from vosnet.commands.recipes import recipe_folder
 from vosnet.models import build_encoder
 from vosnet.objectives import build_objective
 from vosnet.objectives.anchors import grid_index
+from vosnet.recipe import load_recipe
+from vosnet.training.journal import read_rows
+from vosnet.training.run import RunOptions, train
 from vosnet.transforms import Clip, random_similarity
 
 # CPU: the setting of recipes/dul_cpu.yaml; GPU: the paper's.
@@ -62,6 +69,44 @@ def test_a_training_step(benchmark: Any, way: str, device: str) -> None:
     step, images = training_step(way, device)
     benchmark.pedantic(step, rounds=5, warmup_rounds=2)
     benchmark.extra_info["images_per_s"] = images / benchmark.stats.stats.median
+
+
+FAST, PLAIN = "compiled-bfloat16-channels_last", "eager-float32"
+
+
+def test_the_fast_step_against_the_plain_one_in_one_run(benchmark: Any) -> None:
+    """Both steps take turns, so that whatever else the machine does falls on both; compiling comes before."""
+    steps = {way: training_step(way, "cpu") for way in (FAST, PLAIN)}
+    seconds: dict[str, list[float]] = {way: [] for way in steps}
+    for step, _ in steps.values():
+        for _ in range(3):
+            step()
+
+    def turn() -> None:
+        for way, (step, _) in steps.items():
+            began = time.perf_counter()
+            step()
+            seconds[way].append(time.perf_counter() - began)
+
+    benchmark.pedantic(turn, rounds=9)
+    median = {way: statistics.median(values) for way, values in seconds.items()}
+    images = steps[FAST][1]
+    benchmark.extra_info["images_per_s"] = {way: images / value for way, value in median.items()}
+    benchmark.extra_info["plain / fast"] = median[PLAIN] / median[FAST]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_share_of_a_run_that_waits_for_data(benchmark: Any, workers: int, tmp_path: Path) -> None:
+    """recipes/dul_cpu.yaml on generated clips, two passes: the first loads them, the second is measured."""
+    overrides = [
+        "data.sources=[{layout: generated, count: 16, num_frames: 48, size: [256, 456]}]",
+        f"training.workers={workers}", "schedule={steps: 16}", "training.log_steps=8",
+    ]  # fmt: skip
+    loaded = load_recipe(recipe_folder() / "dul_cpu.yaml", overrides)
+    options = RunOptions(tmp_path / "run", device="cpu", progress="quiet")
+    benchmark.pedantic(train, args=(loaded, options), rounds=1)
+    last = [row for row in read_rows(tmp_path / "run") if row["split"] == "train"][-1]
+    benchmark.extra_info |= {name: last[name] for name in ("data_wait_share", "images_per_s")}
 
 
 @pytest.mark.parametrize("way", ["picked", "materialized"])
