@@ -4,6 +4,7 @@ from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshInterval, 
 from vosnet.objectives.cycle_walk import CycleWalk
 from vosnet.objectives.dense_correspondence import DenseCorrespondence
 from vosnet.objectives.table import OBJECTIVES, build_objective
+from vosnet.objectives.unified import Unified
 
 __all__ = [
     "OBJECTIVES",
@@ -13,5 +14,6 @@ __all__ = [
     "ObjectiveOutput",
     "RefreshInterval",
     "RefreshJob",
+    "Unified",
     "build_objective",
 ]

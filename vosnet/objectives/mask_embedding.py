@@ -149,7 +149,7 @@ class MaskEmbedding(nn.Module):
         """
         B, R, count = masks.shape[:3]
         embedded = self.segmenter.embed(frames[:, :-1].flatten(0, 1), masks.flatten(0, 1)).features
-        memory_features = embedded.view(B, R, -1, *embedded.shape[-2:])  # [B, R, O * D', h, w]
+        memory_features = embedded.reshape(B, R, -1, *embedded.shape[-2:])  # [B, R, O * D', h, w]
         grid = (features.shape[-2], features.shape[-1])
         on_grid = _on_grid(masks.flatten(0, 1), grid).view(B, R, count, *grid)
         features = features.float() if self.encoder_gradient else features.detach().float()

@@ -1,0 +1,261 @@
+"""The two equivariance terms and the objective they make with the segmentation term."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.support.dul import ToyEncoder
+from tests.support.toy_training import losses, train_toy
+from vosnet.errors import DivergedError, UsageError
+from vosnet.objectives import OBJECTIVES, Unified, build_objective
+from vosnet.objectives.equivariance import (
+    feature_variance,
+    frame_variance,
+    long_term_pairs,
+    moved_features,
+    short_term_pairs,
+    unlikeness,
+)
+from vosnet.training.journal import read_rows
+from vosnet.transforms import Clip, Cut, invert_similarity, similarity_theta, warp_images
+
+TOY = [
+    "objective={name: unified, grid_size: 2, segmentation_weight: 0}",
+    "data.sources=[{layout: generated, count: 4, num_frames: 8, size: [48, 64]}]",
+    "data.clip_len=3",
+    "data.order=paired",
+    "schedule={steps: 3}",
+]
+CLUSTERS = "clustering: {short_side: 48, position_weight: 0.5}"
+MASKS = "mask_embedding: {width: 8, depth: 1, mask_dim: 8, hidden_dim: 8}"
+WITH_MASKS = [
+    TOY[0].replace("segmentation_weight: 0", f"{CLUSTERS}, {MASKS}, refresh_steps: 2"),
+    *TOY[1:],
+]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def thetas() -> Tensor:
+    scale = torch.tensor([0.5, 0.75, 1.0])
+    x, y = torch.tensor([0.25, -0.125, 0.0]), torch.tensor([-0.25, 0.125, 0.0])
+    return similarity_theta(scale, x, y, torch.tensor([True, False, True]))
+
+
+def toy_clip(B: int = 2, T: int = 4, side: int = 64, frame_ids: list[int] | None = None) -> Clip:
+    frames = torch.randn(B, T, 3, side, side)
+    theta = thetas()[:B]
+    ids = torch.tensor([frame_ids or [3, 4, 8, 12][:T]] * B)
+    cut = Cut(ids, torch.zeros(B, T, 3), torch.zeros(B), torch.zeros(B, 2))
+    return Clip(frames, warp_images(frames, theta), theta, torch.rand(B, 4), torch.arange(B), (), cut)
+
+
+def toy_unified(**kwargs: Any) -> Unified:
+    encoder = ToyEncoder()
+    encoder.output_stride = 8  # type: ignore[assignment]
+    return Unified(encoder, **({"segmentation_weight": 0.0, "grid_size": 4} | kwargs))
+
+
+def test_a_transform_and_its_inverse_are_the_identity_inside_the_crop() -> None:
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 24), torch.linspace(-1, 1, 24), indexing="ij")
+    ramp = torch.stack([x, y, 2 * x - 3 * y])[None].expand(3, -1, -1, -1)  # bilinear sampling keeps ramps
+    theta = thetas()
+    moved = moved_features(ramp, theta)
+    assert not torch.allclose(moved, ramp, atol=0.1)
+    back = moved_features(moved, invert_similarity(theta))
+    grid = F.affine_grid(invert_similarity(theta), [3, 1, 24, 24], align_corners=False)
+    inside = (grid.abs() <= 1 - 1 / 24).all(-1)[:, None].expand_as(ramp)
+    assert 0.1 < inside[0].float().mean() < 0.3  # a quarter of the frame was visible
+    assert inside[2].all()
+    torch.testing.assert_close(back[inside], ramp[inside], rtol=0, atol=1e-4)
+
+
+def test_features_that_are_equivariant_are_their_own_partners_at_short_term() -> None:
+    features = torch.randn(3, 8, 16, 16)
+    theta = similarity_theta(
+        torch.full((3,), 0.5), torch.full((3,), 0.5), torch.full((3,), -0.5), torch.ones(3) > 0
+    )
+    index = torch.arange(0, 256, 17).expand(3, -1)
+    rows, targets = short_term_pairs(
+        moved_features(F.normalize(features, dim=1), theta), features, theta, index
+    )
+    torch.testing.assert_close(rows, targets)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(48))
+    loss = unlikeness(rows, targets, first=0, likeness="cosine", temperature=1.0)
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+    loss = unlikeness(rows, targets.flip(0), first=0, likeness="cosine", temperature=1.0)
+    assert float(loss) > 0.5
+
+
+def test_the_long_term_alignment_is_the_written_out_one() -> None:
+    query, moved, distant = (torch.randn(2, 6, 5, 5, dtype=torch.float64).float() for _ in range(3))
+    theta, index = thetas()[:2], torch.tensor([[0, 7, 24], [3, 12, 20]])
+    rows, aligned = long_term_pairs(query, moved, distant, theta, index, temperature=0.2)
+    for b in range(2):
+        q, k = (F.normalize(x[b].double().flatten(1), dim=0) for x in (query, moved))
+        value = moved_features(F.normalize(distant.double(), dim=1), theta.double())[b].flatten(1)
+        affinity = torch.softmax(k.t() @ q / 0.2, dim=0)  # [moved cells, query cells]
+        torch.testing.assert_close(affinity.sum(0), torch.ones(25, dtype=torch.float64))
+        expected = F.normalize((value @ affinity)[:, index[b]], dim=0).t().float()
+        torch.testing.assert_close(aligned[3 * b : 3 * b + 3], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rows[3 * b : 3 * b + 3], q[:, index[b]].t().float())
+
+
+def test_the_contrast_is_a_cross_entropy_over_the_targets_of_all_ranks() -> None:
+    rows, targets = (F.normalize(torch.randn(n, 5), dim=1) for n in (4, 12))
+    loss = unlikeness(rows, targets, first=4, likeness="contrastive", temperature=0.1)
+    logits = rows @ targets.t() / 0.1
+    expected = torch.stack([logits[i].logsumexp(0) - logits[i, 4 + i] for i in range(4)]).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+class Constant(nn.Module):
+    """Features that say nothing: equal everywhere, or the place in the frame alone."""
+
+    feature_dim, output_stride = 4, 8
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.weight = kind, nn.Parameter(torch.ones(1, 4, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        grid = torch.ones(len(images), 4, 8, 8)
+        if self.kind == "place":
+            angle = torch.arange(64).view(8, 8) * 0.1
+            grid = torch.stack([angle.sin(), angle.cos(), (angle / 3).sin(), (angle / 3).cos()])[None] * grid
+        return grid * self.weight
+
+
+def test_features_that_say_nothing_do_not_lower_the_contrast_but_please_the_cosine() -> None:
+    guess = math.log(2 * 16)
+    for kind, allowed in (("constant", 1e-5), ("place", 2.0)):
+        objective = Unified(Constant(kind), segmentation_weight=0.0, grid_size=4)
+        terms = objective(toy_clip()).terms
+        assert float(terms["short_term"]) >= guess - 1e-5  # no better than guessing
+        assert float(terms["long_term"]) >= guess - allowed
+    collapsed = Unified(Constant("constant"), segmentation_weight=0.0, grid_size=4, likeness="cosine")
+    output = collapsed(toy_clip())
+    assert float(output.total.detach()) == pytest.approx(0, abs=1e-5)
+    values = {name: float(value) for name, value in output.terms.items()}
+    assert "feature_variance is" in str(collapsed.degenerate(values))
+
+
+def test_variance_is_zero_for_equal_or_dead_features_and_one_at_most() -> None:
+    assert float(feature_variance(torch.ones(2, 3, 4, 4))) == pytest.approx(0, abs=1e-6)
+    assert float(feature_variance(torch.zeros(2, 3, 4, 4))) == 0
+    assert 0.9 < float(feature_variance(torch.randn(4, 64, 8, 8))) <= 1
+    flat = torch.randn(4, 64, 1, 1).expand(-1, -1, 8, 8)  # frames differ, their cells do not
+    assert float(feature_variance(flat)) > 0.5
+    assert float(frame_variance(flat)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("only", ["short_term_weight", "long_term_weight"])
+def test_each_term_alone_trains_the_encoder_and_nothing_is_computed_for_the_other(only: str) -> None:
+    other = {"short_term_weight": "long_term_weight", "long_term_weight": "short_term_weight"}[only]
+    objective = toy_unified(**{only: 0.5, other: 0.0})
+    output = objective(toy_clip())
+    term = only.removesuffix("_weight")
+    assert set(output.terms) == {term, "feature_variance", "frame_variance"}
+    torch.testing.assert_close(output.total.detach(), 0.5 * output.terms[term])
+    output.total.backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in objective.encoder.parameters())
+
+
+def test_the_right_side_is_a_constant_unless_asked_otherwise() -> None:
+    counted: list[bool] = []
+    clip = toy_clip()
+    for stop_gradient in ("target", "none"):
+        torch.manual_seed(1)
+        objective = toy_unified(stop_gradient=stop_gradient)
+        encode = objective._encode
+        objective._encode = lambda x, encode=encode: counted.append(torch.is_grad_enabled()) or encode(x)  # type: ignore[func-returns-value]
+        objective(clip).total.backward()
+    assert counted == [True, False, True]  # with "none" all frames run in the one pass with gradient
+
+
+def test_the_loss_of_a_clip_does_not_depend_on_chance_of_the_process() -> None:
+    objective, clip = toy_unified(), toy_clip()
+    first = objective(clip).total
+    torch.rand(7)
+    assert torch.equal(first, objective(clip).total)
+
+
+@pytest.mark.parametrize(
+    ("frame_ids", "message"),
+    [
+        ([3, 5, 9], "frame 1 to follow frame 0, but it lies 2 away"),
+        ([3, 4, 7], "at least 5 away .* some are 4"),
+    ],
+)
+def test_clips_of_wrong_distances_are_refused(frame_ids: list[int], message: str) -> None:
+    with pytest.raises(UsageError, match=f"E150 .*{message}.*order=paired"):
+        toy_unified()(toy_clip(T=3, frame_ids=frame_ids))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"short_term_weight": 0.0, "long_term_weight": 0.0}, "at least one must be positive"),
+        ({"long_term_weight": -1.0}, "long_term_weight must not be negative"),
+        ({"likeness": "l2"}, "likeness must be one of contrastive, cosine, got 'l2'"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        (
+            {"clustering": {"num_centroids": 3}},
+            "clustering has no key 'num_centroids'; it takes num_clusters",
+        ),
+        ({"clustering": {"num_clusters": 1}}, "num_clusters must be 2 to 254"),
+        ({"mask_embedding": {"num_clusters": 3}}, "mask_embedding has no key 'num_clusters'"),
+        ({"refresh_epochs": 3.0, "refresh_steps": 5}, "exactly one must be given"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy_unified(**wrong)
+
+
+def test_the_objective_is_in_the_table_and_refreshes_every_ten_epochs_unless_told() -> None:
+    assert OBJECTIVES["unified"] is Unified
+    encoder = ToyEncoder()
+    encoder.output_stride = 8  # type: ignore[assignment]
+    small = {"width": 8, "depth": 1, "mask_dim": 8, "hidden_dim": 8}
+    objective = build_objective("unified", encoder, mask_embedding=small)
+    assert objective.refresh_interval is not None
+    assert objective.refresh_interval.epochs == 10
+    assert objective.kept_segmenter() is not None
+    assert toy_unified().refresh_interval is None
+    with pytest.raises(ValueError, match="call refresh and use_refreshed first"):
+        objective(toy_clip())
+
+
+def test_a_run_with_the_correspondence_terms_is_one_of_the_engines(tmp_path: Path) -> None:
+    train_toy(tmp_path / "run", *TOY)
+    rows = read_rows(tmp_path / "run")
+    assert all({"short_term", "long_term", "feature_variance"} <= set(row) for row in rows)
+    assert not (tmp_path / "run/refreshed").exists()
+
+
+def test_a_run_with_all_terms_makes_pseudo_masks_and_goes_on_exactly_after_a_stop(tmp_path: Path) -> None:
+    train_toy(tmp_path / "whole", *WITH_MASKS)
+    rows = read_rows(tmp_path / "whole")
+    assert all({"short_term", "long_term", "segmentation", "iou"} <= set(row) for row in rows)
+    assert (tmp_path / "whole/refreshed/step_00000002/sheet.png").is_file()
+    train_toy(tmp_path / "run", *WITH_MASKS, "schedule={steps: 1}")
+    train_toy(tmp_path / "run", *WITH_MASKS, resume="auto")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_collapse_ends_the_run_with_the_value(tmp_path: Path) -> None:
+    with pytest.raises(
+        DivergedError, match=r"E702 .* feature_variance is .*, below objective.min_feature_var"
+    ):
+        train_toy(tmp_path / "run", *TOY, "objective.min_feature_variance=1.1")

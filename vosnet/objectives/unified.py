@@ -1,0 +1,305 @@
+"""Unified Mask Embedding and Correspondence Learning (Li et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vosnet.errors import UsageError
+from vosnet.models.segmenter import MaskSegmenter
+from vosnet.objectives.anchors import grid_index
+from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshInterval, RefreshJob
+from vosnet.objectives.equivariance import (
+    Likeness,
+    feature_variance,
+    frame_variance,
+    long_term_pairs,
+    short_term_pairs,
+    unlikeness,
+)
+from vosnet.objectives.gather import gather_ranks, world
+from vosnet.objectives.mask_embedding import MaskEmbedding
+from vosnet.objectives.pseudo_masks import ClusterSettings, PseudoMasks, write_pseudo_masks
+from vosnet.transforms import Clip
+
+PUBLISHED_EPOCHS = 10
+_GIVEN_BY_CODE = ("output_stride", "num_clusters")
+
+
+class Unified(Objective):
+    """short_term_weight * L_short + long_term_weight * L_long + segmentation_weight * L_seg.
+
+    Clips are "paired": frame 0, its successor, then frames at least `long_term_gap` away (`data.order`).
+    L_short compares frames 0 and 1, L_long frame 0 with each distant one, L_seg takes the last frame as the
+    query and those before as its references. A term of weight 0 is not computed, its networks are not made.
+
+    The paper gives the equations, M = 5 clusters, the refresh every 10 epochs and the gap of 5 frames. All
+    other defaults are ours.
+
+    Args:
+        encoder: images to features, [N, 3, H, W] -> [N, C, h, w], with `feature_dim` and `output_stride`.
+        short_term_weight: of L_short.
+        long_term_weight: of L_long.
+        segmentation_weight: of L_seg.
+        likeness: what "~" is; see `vosnet.objectives.equivariance`.
+        temperature: divides the cosines of "contrastive".
+        affinity_temperature: divides the cosines of the long-term affinity.
+        grid_size: cells compared per frame are grid_size ** 2, on a lattice shifted at random.
+        stop_gradient: "target": the right sides, Phi(E(.)), are constants and their frames run without
+            gradient, unless the segmentation term needs it; "none": both sides learn.
+        long_term_gap: smallest distance of the distant frames from frame 0; clips that do not keep it are
+            refused.
+        min_feature_variance: training stops when the features' variance falls below it; see
+            `feature_variance`.
+        clustering: keyword arguments of `ClusterSettings`.
+        mask_embedding: keyword arguments of `MaskEmbedding`.
+        refresh_epochs: pseudo masks are made anew so often; the default, when no clock is given, is 10.
+        refresh_steps: instead of epochs.
+        refresh_minutes: instead of epochs, for short runs.
+
+    Raises:
+        ValueError: an argument is out of range; the message begins with its name.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        short_term_weight: float = 1.0,
+        long_term_weight: float = 1.0,
+        segmentation_weight: float = 1.0,
+        likeness: Likeness = "contrastive",
+        temperature: float = 0.1,
+        affinity_temperature: float = 0.05,
+        grid_size: int = 8,
+        stop_gradient: Literal["target", "none"] = "target",
+        long_term_gap: int = 5,
+        min_feature_variance: float = 1e-4,
+        clustering: dict[str, Any] | None = None,
+        mask_embedding: dict[str, Any] | None = None,
+        refresh_epochs: float | None = None,
+        refresh_steps: int | None = None,
+        refresh_minutes: float | None = None,
+    ) -> None:
+        super().__init__()
+        weights = {
+            "short_term_weight": short_term_weight,
+            "long_term_weight": long_term_weight,
+            "segmentation_weight": segmentation_weight,
+        }
+        _check_weights(weights)
+        _check_choice("likeness", likeness, ("contrastive", "cosine"))
+        _check_choice("stop_gradient", stop_gradient, ("target", "none"))
+        for name, value in (("temperature", temperature), ("affinity_temperature", affinity_temperature)):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        clustering, mask_embedding = clustering or {}, mask_embedding or {}
+        _check_keys("clustering", clustering, [f.name for f in dataclasses.fields(ClusterSettings)])
+        _check_keys("mask_embedding", mask_embedding, _mask_embedding_keys())
+        self.encoder = encoder
+        self.short_term_weight, self.long_term_weight = short_term_weight, long_term_weight
+        self.segmentation_weight = segmentation_weight
+        self.likeness, self.temperature = likeness, temperature
+        self.affinity_temperature, self.grid_size = affinity_temperature, grid_size
+        self.stop_gradient, self.long_term_gap = stop_gradient, long_term_gap
+        self.min_feature_variance = min_feature_variance
+        self.clusters = ClusterSettings(**clustering)
+        self.masks: PseudoMasks | None = None
+        self.segmentation: MaskEmbedding | None = None
+        clocks = (refresh_epochs, refresh_steps, refresh_minutes)
+        interval = RefreshInterval(*(clocks if any(c is not None for c in clocks) else (PUBLISHED_EPOCHS,)))
+        if segmentation_weight:
+            stride, count = int(encoder.output_stride), self.clusters.num_clusters  # type: ignore[arg-type]
+            self.segmentation = MaskEmbedding(stride, num_clusters=count, **mask_embedding)
+            if not (self.segmentation.encoder_gradient or short_term_weight or long_term_weight):
+                raise ValueError(
+                    "mask_embedding.encoder_gradient is false and nothing else trains the encoder"
+                )
+            self.refresh_interval = interval
+        self._encode = self._run_encoder
+        self._short_pairs, self._long_pairs = short_term_pairs, self._long
+
+    def compile_graphs(self, backend: str = "inductor") -> None:
+        whole = functools.partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
+        self._encode = whole(self._run_encoder)
+        self._short_pairs, self._long_pairs = whole(short_term_pairs), whole(self._long)
+
+    def forward(self, clip: Clip) -> ObjectiveOutput:
+        """Losses and watch values of one batch.
+
+        Returns:
+            total, and terms: `short_term`, `long_term` and what the segmentation term names (unweighted, if
+            their weight is not 0), `feature_variance` and `frame_variance` (the same within single frames).
+
+        Raises:
+            UsageError: the clips are not paired, or their distant frames are too near.
+        """
+        self._check_clip(clip)
+        features = self.embed(clip)
+        total = clip.frames.new_zeros((), dtype=torch.float32)
+        terms: dict[str, Tensor] = {}
+        with torch.autocast(clip.frames.device.type, enabled=False):
+            if self.short_term_weight:
+                loss = self.short_term(features, clip)
+                total, terms["short_term"] = total + self.short_term_weight * loss, loss.detach()
+            if self.long_term_weight:
+                loss = self.long_term(features, clip)
+                total, terms["long_term"] = total + self.long_term_weight * loss, loss.detach()
+            seen = torch.cat([*features.main.values(), *features.view.values()])
+            terms["feature_variance"] = feature_variance(seen)
+            terms["frame_variance"] = frame_variance(seen)
+        if self.segmentation is not None:
+            loss, more = self._segmentation_loss(features, clip)
+            total, terms = total + self.segmentation_weight * loss, terms | more
+        return ObjectiveOutput(total, terms)
+
+    def embed(self, clip: Clip) -> Features:
+        """Features of the frames that the terms need, with gradient only where one of them needs it."""
+        T = clip.frames.shape[1]
+        distant = range(2, T) if self.long_term_weight else range(0)
+        moved = [*([0] if self.short_term_weight else []), *distant]
+        needed = {*([1] if self.short_term_weight else []), *([0, *distant] if distant else [])}
+        learning = needed if self.stop_gradient == "none" else needed & {0}
+        if self.segmentation is not None:
+            needed = set(range(T))
+            learning = needed if self.segmentation.encoder_gradient else learning
+        images = [clip.frames[:, t] for t in sorted(learning)] + [clip.view[:, t] for t in moved]
+        encoded = self._encode(_stacked(images)).chunk(len(images))
+        main = dict(zip(sorted(learning), encoded, strict=False))
+        view = dict(zip(moved, encoded[len(learning) :], strict=True))
+        still = sorted(needed - learning)
+        if still:
+            with torch.no_grad():
+                fixed = self._encode(_stacked([clip.frames[:, t] for t in still])).chunk(len(still))
+            main |= dict(zip(still, fixed, strict=True))
+        return Features(main, view)
+
+    def short_term(self, features: Features, clip: Clip) -> Tensor:
+        """L_short: E(Phi(I_0)) against Phi(E(I_1)), scalar."""
+        following = self._target(features.main[1])
+        index = grid_index(clip.draws[:, :2], following.shape[-2], following.shape[-1], self.grid_size)
+        return self._unlikeness(*self._short_pairs(features.view[0], following, clip.theta, index))
+
+    def long_term(self, features: Features, clip: Clip) -> Tensor:
+        """L_long: E(I_0) against the aligned Phi(E(I_t')), mean over the distant frames, scalar."""
+        losses = []
+        for t in range(2, clip.frames.shape[1]):
+            distant = self._target(features.main[t])
+            index = grid_index(clip.draws[:, 2:4], distant.shape[-2], distant.shape[-1], self.grid_size)
+            pairs = self._long_pairs(features.main[0], features.view[t], distant, clip.theta, index)
+            losses.append(self._unlikeness(*pairs))
+        return torch.stack(losses).mean()
+
+    def degenerate(self, terms: dict[str, float]) -> str | None:
+        variance = terms["feature_variance"]
+        if variance >= self.min_feature_variance:
+            return None
+        return (
+            f"the features of all cells became equal: feature_variance is {variance:.2e}, below "
+            f"objective.min_feature_variance ({self.min_feature_variance:.0e})"
+        )
+
+    def misfits(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
+        del color_space
+        least = 3 if self.long_term_weight else 2
+        if clip_len < least:
+            key = "long_term_weight" if self.long_term_weight else "short_term_weight"
+            yield key, f"{key}: this term needs data.clip_len of at least {least}, got {clip_len}"
+
+    def kept_segmenter(self) -> MaskSegmenter | None:
+        return None if self.segmentation is None else self.segmentation.segmenter
+
+    def refresh(self, job: RefreshJob) -> Iterator[str]:
+        return write_pseudo_masks(job, self.encoder, self.clusters)
+
+    def use_refreshed(self, folder: Path) -> None:
+        self.masks = PseudoMasks(folder)
+
+    def _segmentation_loss(self, features: Features, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.segmentation is None or self.masks is None:
+            raise ValueError("the segmentation term needs pseudo masks: call refresh and use_refreshed first")
+        stacked = torch.stack([features.main[t] for t in range(clip.frames.shape[1])], dim=1)
+        h, w = stacked.shape[-2:]
+        return self.segmentation.loss(stacked, clip.frames, self.masks.labels(clip, (h, w)), clip.draws)
+
+    def _run_encoder(self, images: Tensor) -> Tensor:
+        features: Tensor = self.encoder(images)
+        return features
+
+    def _long(self, query: Tensor, moved: Tensor, distant: Tensor, theta: Tensor, index: Tensor) -> Any:
+        return long_term_pairs(query, moved, distant, theta, index, temperature=self.affinity_temperature)
+
+    def _target(self, features: Tensor) -> Tensor:
+        return features.detach() if self.stop_gradient == "target" else features
+
+    def _unlikeness(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return unlikeness(
+            rows,
+            gather_ranks(targets),
+            first=world()[0] * len(rows),
+            likeness=self.likeness,
+            temperature=self.temperature,
+        )
+
+    def _check_clip(self, clip: Clip) -> None:
+        if clip.cut is None:  # frames that come from no video have no distance
+            return
+        gap = clip.cut.frame_ids - clip.cut.frame_ids[:, :1]
+        if bool((gap[:, 1] != 1).any()) and self.short_term_weight:
+            found = int(gap[gap[:, 1] != 1][0, 1])
+            message = f"the short-term term needs frame 1 to follow frame 0, but it lies {found} away"
+            raise UsageError("E150", message, "Set data.order=paired and data.frame_gap=1.")
+        if self.long_term_weight and bool((gap[:, 2:].abs() < self.long_term_gap).any()):
+            message = (
+                f"the long-term term needs frames at least {self.long_term_gap} away from frame 0, but "
+                f"some are {int(gap[:, 2:].abs().min())} away"
+            )
+            hint = f"Set data.order=paired and data.distant_gap to a range from {self.long_term_gap} up."
+            raise UsageError("E150", message, hint)
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of a batch by frame of the clip, each [B, C, h, w].
+
+    Args:
+        main: of the frames.
+        view: of the transformed frames.
+    """
+
+    main: dict[int, Tensor]
+    view: dict[int, Tensor]
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    return torch.cat(images).contiguous(memory_format=torch.channels_last)
+
+
+def _check_weights(weights: Mapping[str, float]) -> None:
+    for name, value in weights.items():
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    if not any(weights.values()):
+        raise ValueError(f"{', '.join(weights)}: at least one must be positive")
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_keys(section: str, given: Mapping[str, Any], allowed: list[str]) -> None:
+    for key in given:
+        if key not in allowed:
+            raise ValueError(f"{section} has no key {key!r}; it takes {', '.join(allowed)}")
+
+
+def _mask_embedding_keys() -> list[str]:
+    return [key for key in inspect.signature(MaskEmbedding).parameters if key not in _GIVEN_BY_CODE]
