@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vosnet.errors import InputError, UsageError
+from vosnet.errors import InputError, OutOfMemoryError, UsageError
 from vosnet.models.inference import choose_device
 from vosnet.propagation.adaptation_settings import AdaptationSettings
 from vosnet.propagation.appearance import AppearanceModel
+from vosnet.propagation.ladder import is_out_of_memory
 from vosnet.propagation.masks import with_annotation
 from vosnet.propagation.segmentation_loss import merge_unknown, segmentation_loss
 from vosnet.propagation.training_frames import (
@@ -142,6 +143,7 @@ def adapt(
     Raises:
         UsageError: an unknown device (E162), a reader that cannot be read twice (E177).
         InputError: no mask, or masks of another size than the frames (E178, E204).
+        OutOfMemoryError: a batch does not fit (E501).
     """
     settings = settings or AdaptationSettings()
     ids = _ids_by_frame(given)
@@ -157,7 +159,13 @@ def adapt(
     kept = _collect(frames, propagated, given, settings, objects, direction)
     model = AppearanceModel(objects, settings, choose_device(device))
     batches = _batches(kept, given, settings, direction)
-    losses = _train(model, batches, on_step)
+    try:
+        losses = _train(model, batches, on_step)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = f"Use a smaller batch_size (now {settings.batch_size}) or size (now {settings.size})."
+        raise OutOfMemoryError("E501", "memory ran out during online adaptation", hint) from error
     report.iterations, report.frames = len(losses), len(kept.indices)
     report.seconds = round(time.perf_counter() - began, 3)
     if not np.isfinite(losses[-1]):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vosnet import Propagator
-from vosnet.errors import InputError, UsageError
+from vosnet.errors import InputError, OutOfMemoryError, UsageError
 from vosnet.masks import object_ids
 from vosnet.metrics import region_similarity
 from vosnet.propagation.adaptation import Adaptation, PackedMasks, adapt
@@ -170,3 +170,12 @@ def test_a_propagator_adapts_what_it_propagated() -> None:
     assert np.array_equal(masks[0], CLIP.masks[0])
     with pytest.raises(UsageError, match="twice"):
         propagator.adapt(iter(frames), {0: CLIP.masks[0]}, settings)
+
+
+def test_a_batch_that_does_not_fit_names_the_way_out() -> None:
+    def run_out(iteration: int, loss: float, model: Any) -> None:
+        raise MemoryError
+
+    settings = make_settings(**{**TOY, "iterations": 1})
+    with pytest.raises(OutOfMemoryError, match="smaller batch_size"):
+        adapt(CLIP.frames, noisy_masks(), {0: CLIP.masks[0]}, settings, device="cpu", on_step=run_out)
