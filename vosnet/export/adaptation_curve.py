@@ -23,6 +23,7 @@ from vosnet.files import atomic_path, write_json
 from vosnet.masks import write_mask
 from vosnet.propagation.adaptation import Masks
 from vosnet.propagation.appearance import AppearanceModel
+from vosnet.propagation.masks import with_annotation
 from vosnet.video import VideoReader
 
 
@@ -79,7 +80,9 @@ class Curve:
         while group := list(islice(wanted, model.settings.predict_batch)):
             masks = model.predict([frame for _, frame in group], [self._known] * len(group))
             for (index, _), mask in zip(group, masks):
-                write_mask(self._task.results / f"{self._stems[index]}.png", self._given.get(index, mask))
+                given = self._given.get(index)
+                final = mask if given is None else with_annotation(mask, given)
+                write_mask(self._task.results / f"{self._stems[index]}.png", final)
         propagated = {f"{key}_propagated": value for key, value in _means(self._against_propagated).items()}
         self.rows.append({"iteration": iteration, "loss": loss, **_means(self._task), **propagated})
 
