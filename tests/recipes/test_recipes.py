@@ -48,6 +48,8 @@ def test_the_promised_recipes_exist() -> None:
         "crw_kinetics",
         "crw_cpu",
         "mast_cpu",
+        "mast_cpu_images",
+        "momentum_memory_cpu_images",
         "momentum_memory_cpu",
         "demo",
     } <= names

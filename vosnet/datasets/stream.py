@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from vosnet.datasets.sampling import (
 from vosnet.datasets.source import VideoSource, mix
 from vosnet.errors import InputError, UsageError, VosnetError
 from vosnet.transforms import Crops, Cut, crop_frames, random_similarity
+from vosnet.transforms.homography import corner_path, place_path, warp_still
+
+StillMotion = Literal["jitter", "homography"]
 
 MAX_BAD_SHARE = 0.05
 _ATTEMPTS = 20
@@ -50,7 +53,9 @@ class ClipStream:
         random_crop: a random position, or else the centre.
         flip_probability: how often a whole clip is mirrored, and how often the regularizing view is.
         zoom: range of the part of the frame that the regularizing view shows.
-        still_jitter: for clips made of one still: how far the crop moves between frames, of its side.
+        still_motion: how a still becomes a clip: "jitter" moves and shrinks the crop of each frame by itself;
+            "homography" sees the still through a homography that changes smoothly over the clip.
+        still_jitter: how far either moves, of the crop's side; see `sample_boxes` and `corner_path`.
         bad: videos already known to be unreadable, name -> reason.
 
     Attributes:
@@ -79,6 +84,7 @@ class ClipStream:
         random_crop: bool = True,
         flip_probability: float = 0.5,
         zoom: tuple[float, float] = (0.5, 1.0),
+        still_motion: StillMotion = "jitter",
         still_jitter: float = 0.15,
         bad: dict[str, str] | None = None,
     ) -> None:
@@ -103,6 +109,9 @@ class ClipStream:
         self.gap_choices, self.gap_weights = gap_choices, gap_weights
         self.crop_size, self.short_side, self.random_crop = crop_size, short_side, random_crop
         self.flip_probability, self.zoom, self.still_jitter = flip_probability, zoom, still_jitter
+        self.still_motion = still_motion
+        if still_motion == "homography":
+            _check_stills(usable, crop_size)
         self.steps_per_epoch = max(1, len(usable) // batch_size)
         self._order: tuple[int, list[int]] | None = None
         listing = "\n".join(f"{e.name} {e.num_frames} {e.size}" for e in usable)
@@ -220,6 +229,10 @@ class ClipStream:
         theta = random_similarity(generator, zoom=self.zoom, flip_probability=self.flip_probability)
         draws = torch.rand(4, generator=generator)
         flip = bool(torch.rand((), generator=generator) < self.flip_probability)
+        if is_still(entry) and self.still_motion == "homography":
+            moved, boxes = self._move_still(entry, len(ids), generator, flip=flip)
+            size = torch.tensor(self.store.read(entry, [0]).shape[1:3])
+            return moved, theta, draws, (torch.tensor(ids), boxes, torch.tensor(flip), size)
         frames = self.store.read(entry, ids)
         boxes = sample_boxes(
             frames.shape[1:3],
@@ -232,6 +245,21 @@ class ClipStream:
         )
         cut = (torch.tensor(ids), boxes, torch.tensor(flip), torch.tensor(frames.shape[1:3]))
         return crop_frames(frames, boxes, self.crop_size, flip=flip), theta, draws, cut
+
+    def _move_still(
+        self, entry: VideoEntry, num_frames: int, generator: torch.Generator, *, flip: bool
+    ) -> tuple[Tensor, Tensor]:
+        """A clip of one still, [T, crop_size, crop_size, 3], and the boxes around what each frame shows."""
+        still = self.store.read(entry, [0])[0]
+        size = (still.shape[0], still.shape[1])
+        box = sample_boxes(size, 1, generator, crop_size=self.crop_size, short_side=self.short_side)
+        path = corner_path(generator, num_frames, self.still_jitter)
+        place = torch.rand(2, generator=generator, dtype=torch.float64)
+        corners = place_path(path, float(box[0, 2]), size, place if self.random_crop else place * 0 + 0.5)
+        frames = warp_still(still, corners, self.crop_size)
+        low, high = corners.amin(1).floor(), corners.amax(1).ceil()
+        boxes = torch.stack([low[:, 1], low[:, 0], (high - low).amax(1)], dim=1).to(torch.int64)
+        return (frames.flip(2) if flip else frames), boxes
 
 
 class _Sample(NamedTuple):
@@ -262,6 +290,7 @@ def build_stream(
     random_crop: bool = True,
     flip_probability: float = 0.5,
     zoom: tuple[float, float] = (0.5, 1.0),
+    still_motion: StillMotion = "jitter",
     still_jitter: float = 0.15,
     decode_short_side: int | None = None,
     cache_mb: int = 0,
@@ -301,6 +330,7 @@ def build_stream(
         random_crop=random_crop,
         flip_probability=flip_probability,
         zoom=zoom,
+        still_motion=still_motion,
         still_jitter=still_jitter,
         bad=bad,
     )
@@ -321,6 +351,17 @@ def _check(
         )
     if not 0 < zoom[0] <= zoom[1] <= 1:
         raise UsageError("E152", f"zoom must be 0 < low <= high <= 1, got {zoom}")
+
+
+def _check_stills(entries: Sequence[VideoEntry], crop_size: int) -> None:
+    small = [entry for entry in entries if is_still(entry) and min(entry.size) < crop_size]
+    if small:
+        sizes = ", ".join(f"{e.name} ({e.size[1]}x{e.size[0]})" for e in small[:3])
+        raise UsageError(
+            "E168",
+            f"{len(small)} stills are smaller than the crop of {crop_size} pixels, such as {sizes}",
+            "Leave them out with data.sources.0.names, or choose a smaller data.crop_size.",
+        )
 
 
 def _check_choices(order: Order, choices: tuple[int, ...], weights: tuple[float, ...]) -> None:

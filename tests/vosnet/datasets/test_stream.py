@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.support.frame_folders import write_frames
 from vosnet.datasets import prefetch
@@ -222,3 +223,20 @@ def test_f36_a_hanging_worker_counts_as_dead(videos: Path, monkeypatch: pytest.M
 
 def hang(*arguments: Any) -> None:
     time.sleep(600)
+
+
+def test_a_still_becomes_a_clip_by_a_homography_and_one_that_is_too_small_is_named(tmp_path: Path) -> None:
+    still = write_frames(tmp_path / "stills", 1, seed=9) / "00000.jpg"
+    sources = [VideoSource(layout="stills", root=str(tmp_path / "stills"))]
+    with Image.open(still) as image:
+        side = min(image.size)
+    options: dict[str, Any] = {"sources": sources, "seed": 1, "batch_size": 1, "clip_len": 3, "order": "kept"}
+    options |= {"crop_size": 16, "short_side": (16, 17)}
+    moved = build_stream(**options, still_motion="homography").batch(0)
+    assert moved.frames.shape == (1, 3, 16, 16, 3)
+    assert not torch.equal(moved.frames[0, 0], moved.frames[0, 1])
+    again = build_stream(**options, still_motion="homography").batch(0)
+    assert torch.equal(moved.frames, again.frames)
+    options |= {"crop_size": side + 1, "short_side": (side + 1, side + 2)}
+    with pytest.raises(UsageError, match=r"E168 1 stills are smaller than the crop"):
+        build_stream(**options, still_motion="homography")
