@@ -264,10 +264,10 @@ PRESETS: dict[str, Protocol] = {
     ),
     "mast": _MAST,
     # Zhu et al. 2020: five references as MAST's and one affinity over all their windows of 25 x 25, say
-    # the authors. Ours, as the paper leaves them open: the wider search of far frames and hard memory as
-    # MAST's; division by the root of the channels; cells beyond the frame get no weight; masks are looked up
-    # at cell centres, where `mask_up` puts them again.
-    "memory_tracker": dataclasses.replace(_MAST, outside="exclude", mask_down="nearest"),
+    # the authors. Ours, as the paper leaves them open: the wider search of far frames, hard memory, zeros
+    # beyond the frame and division by the root of the channels, all as in `mast`; masks are looked up at cell
+    # centres, where `mask_up` puts them again.
+    "memory_tracker": dataclasses.replace(_MAST, mask_down="nearest"),
     # Li et al. 2023: the first and the last 20 frames, three rounds; round 0 is the copied mask, which the
     # paper's table shows to run as fast as CRW. How cells are matched at test time is not stated: ours are
     # CRW's neighbours. Differs: the authors' code keeps six frames and averages logits with the copied mask.

@@ -38,7 +38,7 @@ PUBLISHED = {
     },
     "memory_tracker": {
         "radius": 12, "context": "mast", "references": 5, "readout": "window", "normalize": False,
-        "temperature": "sqrt_dim", "outside": "exclude", "mask_down": "nearest", "memory_values": "hard",
+        "temperature": "sqrt_dim", "outside": "zero", "mask_down": "nearest", "memory_values": "hard",
     },
 }  # fmt: skip
 

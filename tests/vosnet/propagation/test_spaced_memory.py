@@ -58,11 +58,11 @@ def masts_rule(frames: np.ndarray, masks: dict[int, np.ndarray], tracker: Tracke
     return probs
 
 
-@pytest.mark.parametrize("preset", ["mast", "memory_tracker"])
-def test_a_clip_follows_the_rule_with_an_object_that_joins_later(preset: str) -> None:
+@pytest.mark.parametrize(("preset", "outside"), [("mast", "zero"), ("memory_tracker", "exclude")])
+def test_a_clip_follows_the_rule_with_an_object_that_joins_later(preset: str, outside: str) -> None:
     frames = make_scene(12)
     masks = {0: make_mask({1: LEFT}), 3: make_mask({7: RIGHT})}
-    tracker = make_propagator(preset, radius=3, far_after=4).tracker()
+    tracker = make_propagator(preset, radius=3, far_after=4, outside=outside).tracker()
     got = [tracker.step(frame, masks.get(t)) for t, frame in enumerate(frames)]
     expected = masts_rule(frames, masks, tracker)
     for a, b in zip(got, expected):
@@ -87,7 +87,13 @@ def test_features_are_not_normalized_and_divided_by_the_root_of_their_channels()
     values = tracker.step(frames[0], mask)
     features = [tracker.extractor(frame[None])[0] for frame in frames]
     expected = window_readout(
-        features[1], features[0][None], values[None], temperature=12**0.5, radius=2, dilations=[1]
+        features[1],
+        features[0][None],
+        values[None],
+        temperature=12**0.5,
+        radius=2,
+        dilations=[1],
+        outside="zero",
     )
     assert torch.equal(tracker.step(frames[1]), expected)
 
