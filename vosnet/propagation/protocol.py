@@ -51,6 +51,8 @@ class Protocol:
         far_after: context "mast" with readout "window" only: a frame more than this many before the query is
             searched in a wider window first; None never.
         max_dilation: how much wider at most; see `dilation`.
+        empty_objects: an annotated object that is too small to leave a trace on the feature grid is an error
+            ("refuse"), or lost with a warning ("lose"), as benchmarks count it.
         short_side: resize frames to this shorter side, pixels; None keeps the size.
         multiple: make both sides multiples of this; 1 leaves them.
         rounding: "floor" or "up" to that multiple; the aspect ratio may change a little.
@@ -82,6 +84,7 @@ class Protocol:
     references: References | None = None
     far_after: int | None = None
     max_dilation: int = 4
+    empty_objects: Literal["refuse", "lose"] = "refuse"
     short_side: int | None = None
     multiple: int = 1
     rounding: Literal["floor", "up"] = "floor"
@@ -174,6 +177,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "memory_values": ("soft", "hard"),
     "readout": ("nearest", "window"),
     "outside": ("exclude", "zero"),
+    "empty_objects": ("refuse", "lose"),
     "rounding": ("floor", "up"),
     "decide_at": ("source", "input"),
 }

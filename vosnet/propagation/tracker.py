@@ -325,17 +325,20 @@ def object_ids(mask: np.ndarray, size: tuple[int, ...]) -> list[int]:
 
 
 def _check_all_there(values: Tensor, mask: np.ndarray, ids: list[int], protocol: Protocol) -> None:
-    """Raise if an object left no trace on the feature grid: nothing could ever be copied from it (E172)."""
+    """Raise or warn if an object left no trace on the feature grid: nothing can be copied from it (E172)."""
     for i, value in zip(ids, values, strict=True):
-        if not bool(value.any()):
-            grid = _wxh(tuple(value.shape))
-            message = (
-                f"object {i} ({int((mask == i).sum())} pixels) is empty on the feature grid of {grid} cells "
-                f"(mask_down {protocol.mask_down})"
-            )
-            hint = "Mark it on a frame where it is larger, or use a larger short_side or a smaller stride"
-            other = "." if protocol.mask_down == "bilinear" else ", or mask_down=bilinear."
-            raise InputError("E172", message, hint + other)
+        if bool(value.any()):
+            continue
+        pixels, grid = int((mask == i).sum()), _wxh(tuple(value.shape))
+        message = f"object {i} ({pixels} pixels) is empty on the feature grid of {grid} cells"
+        if protocol.empty_objects == "lose":
+            logger.warning("%s: it is lost", message)
+            continue
+        hint = (
+            "Mark it where it is larger, use a larger short_side, an encoder of smaller stride or another "
+            f"mask_down than {protocol.mask_down}, or give it up with empty_objects=lose."
+        )
+        raise InputError("E172", message, hint)
 
 
 def _wxh(size: tuple[int, ...]) -> str:

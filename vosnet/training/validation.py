@@ -46,7 +46,9 @@ class Validator:
         Args:
             weights: a safetensors file.
         """
-        propagator = Propagator.from_checkpoint(weights, self.section.preset, str(self.device))
+        propagator = Propagator.from_checkpoint(
+            weights, self.section.preset, str(self.device), empty_objects="lose"
+        )
         objects: dict[str, dict[str, float]] = {}
         sequences: dict[str, float] = {}
         for sequence in self.sequences:

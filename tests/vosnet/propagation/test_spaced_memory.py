@@ -180,10 +180,20 @@ def test_f08_a_clip_of_one_frame_gives_the_mask_itself_with_every_preset(preset:
 def test_an_object_that_vanishes_on_the_feature_grid_is_named(preset: str) -> None:
     mask = make_mask({1: LEFT, 4: (41, 66, 42, 67)})  # one pixel that no cell looks at
     propagator = make_propagator(preset, short_side=None, multiple=1)
-    with pytest.raises(InputError, match=r"E172 object 4 \(1 pixels\) is empty .* 9x6 cells .* larger"):
+    with pytest.raises(InputError, match=r"E172 object 4 \(1 pixels\) is empty .* 9x6 cells\. .* larger"):
         list(propagator.propagate(make_scene(2), {0: mask}))
     with pytest.raises(InputError, match="E172 object 9"):
         list(propagator.propagate(make_scene(4), {0: make_mask({1: LEFT}), 2: (mask == 4) * np.uint8(9)}))
+
+
+def test_an_object_that_vanishes_is_lost_with_a_warning_where_that_is_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mask = make_mask({1: LEFT, 4: (41, 66, 42, 67)})
+    results = list(make_propagator("mast", empty_objects="lose").propagate(make_scene(3), {0: mask}))
+    assert "object 4 (1 pixels) is empty on the feature grid of 9x6 cells: it is lost" in caplog.text
+    assert np.array_equal(results[0].mask, mask)
+    assert set(np.unique(results[2].mask)) == {0, 1}
 
 
 def test_fewer_references_are_the_last_thing_given_up() -> None:
