@@ -181,15 +181,17 @@ def _self_check() -> list[Finding]:
     import torch
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return [_check_op(op, device) for op in ("knn_propagate", "windowed_readout") for device in devices]
+    ops = ("knn_propagate", "windowed_readout", "widened_readout")
+    return [_check_op(op, device) for op in ops for device in devices]
 
 
 def _check_op(op: str, device: str) -> Finding:
     """The op on random features against its float64 definition."""
     import torch
 
-    from vosnet_kernels import knn_propagate, windowed_readout
+    from vosnet_kernels import knn_propagate, widened_readout, windowed_readout
     from vosnet_kernels.knn_propagate.reference import knn_propagate_reference
+    from vosnet_kernels.widened_readout.reference import widened_readout_reference
     from vosnet_kernels.windowed_readout.reference import windowed_readout_reference
 
     generator = torch.Generator().manual_seed(0)
@@ -204,6 +206,9 @@ def _check_op(op: str, device: str) -> Finding:
         truth = knn_propagate_reference(
             *exact, k=5, temperature=0.05, radius=4, shape="disc", global_frames=1
         )
+    elif op == "widened_readout":
+        got = widened_readout(*inputs, radius=4, dilations=[3, 2, 1], temperature=0.05)
+        truth = widened_readout_reference(*exact, radius=4, dilations=[3, 2, 1], temperature=0.05)
     else:
         got = windowed_readout(*inputs, radius=4, temperature=0.05)
         truth = windowed_readout_reference(*exact, radius=4, temperature=0.05)
