@@ -172,14 +172,14 @@ def test_old_references_find_an_object_that_moved_beyond_the_plain_window() -> N
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_f08_a_clip_of_one_frame_gives_the_mask_itself_with_every_preset(preset: str) -> None:
     mask = make_mask({3: (9, 11, 30, 29), 5: RIGHT})
-    (result,) = make_propagator(preset).propagate(make_scene(1), {0: mask})
+    (result,) = make_propagator(preset, rounds=0).propagate(make_scene(1), {0: mask})
     assert np.array_equal(result.mask, mask)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_an_object_that_vanishes_on_the_feature_grid_is_named(preset: str) -> None:
     mask = make_mask({1: LEFT, 4: (41, 66, 42, 67)})  # one pixel that no cell looks at
-    propagator = make_propagator(preset, short_side=None, multiple=1)
+    propagator = make_propagator(preset, short_side=None, multiple=1, rounds=0)
     with pytest.raises(InputError, match=r"E172 object 4 \(1 pixels\) is empty .* 9x6 cells\. .* larger"):
         list(propagator.propagate(make_scene(2), {0: mask}))
     with pytest.raises(InputError, match="E172 object 9"):
