@@ -1,6 +1,7 @@
 """Every recipe of the project can be read, has its header, and trains one step at toy size."""
 
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -28,7 +29,19 @@ TOY_OBJECTIVE = {
     "dense_correspondence": ["objective.grid_size=2", "objective.cross_view_grid_size=2"],
     "cycle_walk": ["objective.patch_size=16", "objective.patch_stride=8"],
     "color_reconstruction": ["objective.radius=2"],
+    "plus_segmentation": [
+        "objective.mask_embedding.width=4",
+        "objective.mask_embedding.mask_dim=4",
+        "objective.mask_embedding.hidden_dim=4",
+        "objective.clustering={num_clusters: 3, short_side: 48}",
+    ],
 }
+
+
+def toy_objective(section: dict[str, Any]) -> list[str]:
+    own = TOY_OBJECTIVE[section["name"]]
+    inner = toy_objective(section["base"]) if "base" in section else []
+    return [*own, *(text.replace("objective.", "objective.base.", 1) for text in inner)]
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +61,8 @@ def test_the_promised_recipes_exist() -> None:
         "crw_kinetics",
         "crw_cpu",
         "mast_cpu",
+        "mast_plus_segmentation",
+        "crw_plus_segmentation",
         "mast_cpu_images",
         "momentum_memory_cpu_images",
         "momentum_memory_cpu",
@@ -69,7 +84,7 @@ def test_a_recipe_trains_one_step_at_toy_size(path: Path, tmp_path: Path) -> Non
     schedule = original.schedule.model_dump(
         mode="json", exclude={"epochs", "steps", "minutes"}, exclude_none=True
     )
-    overrides = [*TOY, *TOY_OBJECTIVE[original.objective["name"]], f"schedule={ {**schedule, 'steps': 1} }"]
+    overrides = [*TOY, *toy_objective(original.objective), f"schedule={ {**schedule, 'steps': 1} }"]
     phases = original.phases
     for i, phase in enumerate(phases):
         own = {key: value for key, value in phase.schedule.items() if key == "decay"}

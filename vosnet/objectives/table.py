@@ -13,12 +13,14 @@ from vosnet.objectives.base import Objective
 from vosnet.objectives.color_reconstruction import ColorReconstruction
 from vosnet.objectives.cycle_walk import CycleWalk
 from vosnet.objectives.dense_correspondence import DenseCorrespondence
+from vosnet.objectives.plus_segmentation import PlusSegmentation
 from vosnet.objectives.unified import Unified
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "color_reconstruction": ColorReconstruction,
     "cycle_walk": CycleWalk,
     "dense_correspondence": DenseCorrespondence,
+    "plus_segmentation": PlusSegmentation,
     "unified": Unified,
 }
 
