@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from tests.support import rivals
 from tests.support.dul import materialized_losses, peak_bytes, picked_losses
 from vosnet.commands.recipes import recipe_folder
 from vosnet.models import build_encoder
-from vosnet.objectives import build_objective
+from vosnet.objectives import build_objective, color_reconstruction
 from vosnet.objectives.anchors import grid_index
 from vosnet.recipe import load_recipe
 from vosnet.training.journal import read_rows
@@ -107,6 +109,70 @@ def test_the_share_of_a_run_that_waits_for_data(benchmark: Any, workers: int, tm
     benchmark.pedantic(train, args=(loaded, options), rounds=1)
     last = [row for row in read_rows(tmp_path / "run") if row["split"] == "train"][-1]
     benchmark.extra_info |= {name: last[name] for name in ("data_wait_share", "images_per_s")}
+
+
+def dense_readout(
+    query: Tensor, memory: Tensor, value: Tensor, *, radius: int, temperature: float, outside: str
+) -> Tensor:
+    """The masked softmax over whole frames that people write, with the op's signature."""
+    assert outside == "exclude"
+    return rivals.readout_dense(query, memory, value, radius=radius, temperature=temperature)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("readout", ["windowed", "dense"])
+@pytest.mark.parametrize(
+    ("side", "B", "K", "radius"), [(128, 8, 1, 6), (256, 2, 5, 12)], ids=["pairs", "memory"]
+)
+def test_a_step_of_color_reconstruction(
+    benchmark: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    side: int,
+    B: int,
+    K: int,
+    radius: int,
+    readout: str,
+    device: str,
+) -> None:
+    """The step of recipes/mast_cpu.yaml, and one of a memory at 256 pixels, without data loading."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    torch.manual_seed(0)
+    frames = torch.randn(B, K + 1, 3, side, side, device=device) * 0.3
+    clip = Clip(
+        frames,
+        frames,
+        torch.eye(2, 3, device=device).expand(B, 2, 3),
+        torch.rand(B, 4, device=device),
+        torch.arange(B, device=device),
+    )
+    encoder = build_encoder("mast_resnet18_pooled", layer="layer2", color_space="lab")
+    objective = build_objective(
+        "color_reconstruction",
+        encoder,
+        num_references=K,
+        memory="shared" if K == 1 else "momentum",
+        radius=radius,
+        outside="exclude",
+    )
+    objective = objective.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if readout == "dense":
+        monkeypatch.setattr(color_reconstruction, "windowed_readout", dense_readout)
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, 1e-3, fused=True)
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16):
+            total = objective(clip).total
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
+        objective.after_step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.pedantic(step, rounds=3, warmup_rounds=1)
+    benchmark.extra_info["images_per_s"] = B * (K + 1) / benchmark.stats.stats.median
 
 
 @pytest.mark.parametrize("way", ["picked", "materialized"])

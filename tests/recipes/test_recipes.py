@@ -60,6 +60,10 @@ def test_the_promised_recipes_exist() -> None:
         "dul_cpu",
         "crw_kinetics",
         "crw_cpu",
+        "mast_ytvos",
+        "momentum_memory_ytvos",
+        "momentum_memory_100_videos",
+        "momentum_memory_100_images",
         "mast_cpu",
         "mast_plus_segmentation",
         "crw_plus_segmentation",
@@ -176,3 +180,38 @@ def test_crws_recipe_holds_the_constants_of_the_authors_launch_line() -> None:
         0.3,
     )
     assert (recipe.training.batch_size, recipe.data["sources"][0]["repeat"]) == (20, 5)
+
+
+def test_masts_recipe_holds_the_constants_of_its_code() -> None:
+    recipe = load_recipe(recipe_folder() / "mast_ytvos.yaml").recipe
+    assert (recipe.encoder.arch, recipe.encoder.color_space) == ("mast_resnet18", "lab")
+    objective = recipe.objective
+    assert (objective["radius"], objective["outside"], objective["bottleneck"]) == (6, "zero", "one")
+    assert (objective["value_sampling"], objective["loss_scale"]) == ("slice", 20)
+    assert (recipe.data["gap_choices"], recipe.data["gap_weights"]) == ((2, 5, 8), (0.4, 0.4, 0.2))
+    assert (recipe.data["crop_size"], recipe.data["clip_len"]) == (256, 2)
+    assert (recipe.optimizer.lr, recipe.optimizer.betas, recipe.training.batch_size) == (
+        1e-3,
+        (0.9, 0.999),
+        12,
+    )
+    samples = [epoch * (3471 // 12) * 12 for epoch in recipe.schedule.milestones]
+    assert samples == pytest.approx([400_000, 600_000, 800_000, 1_000_000], rel=0.01)
+
+
+@pytest.mark.parametrize("data", ["ytvos", "100_videos", "100_images"])
+def test_the_memory_trackers_recipes_hold_its_constants(data: str) -> None:
+    loaded = load_recipe(recipe_folder() / f"momentum_memory_{data}.yaml")
+    pairs, memory = loaded.phases
+    for phase, references, encoder, steps, lr in (
+        (pairs, 1, "shared", 120_000, 1e-3),
+        (memory, 5, "momentum", 10_000, 1e-4),
+    ):
+        objective = phase.objective
+        assert (objective["num_references"], objective["memory"]) == (references, encoder)
+        assert (phase.schedule.steps, phase.optimizer.lr) == (steps, lr)
+        assert (objective["momentum"], objective["first_frame"], objective["radius"]) == (0.999, True, 12)
+        assert (objective["jitter_probability"], phase.data["crop_size"]) == (0.3, 384)
+        assert phase.training.batch_size == 48
+    assert loaded.recipe.preset == "memory_tracker"
+    assert pairs.data.get("still_motion") == ("homography" if data == "100_images" else "jitter")
