@@ -35,6 +35,11 @@ TOY_OBJECTIVE = {
         "objective.mask_embedding.hidden_dim=4",
         "objective.clustering={num_clusters: 3, short_side: 48}",
     ],
+    "unified": [
+        "objective.grid_size=2",
+        "objective.clustering={short_side: 48}",
+        "objective.mask_embedding={width: 8, depth: 1, mask_dim: 8, hidden_dim: 8}",
+    ],
 }
 
 
@@ -70,6 +75,9 @@ def test_the_promised_recipes_exist() -> None:
         "mast_cpu_images",
         "momentum_memory_cpu_images",
         "momentum_memory_cpu",
+        "unified_ytvos_r18",
+        "unified_ytvos_r50",
+        "unified_cpu",
         "demo",
     } <= names
 
@@ -101,6 +109,18 @@ def test_a_recipe_trains_one_step_at_toy_size(path: Path, tmp_path: Path) -> Non
     rows = read_rows(tmp_path / "run")
     assert [row.get("phase") for row in rows] == ([phase.name for phase in phases] or [None])
     assert all(row["loss"] > 0 and row["skipped_steps"] == 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["unified_ytvos_r18", "unified_ytvos_r50", "unified_cpu"])
+def test_the_unified_recipes_hold_what_the_paper_states(name: str) -> None:
+    recipe = load_recipe(recipe_folder() / f"{name}.yaml").recipe
+    assert recipe.objective["clustering"]["num_clusters"] == 5
+    assert recipe.objective["long_term_gap"] == recipe.data["distant_gap"][0] == 5
+    assert (recipe.data["order"], recipe.data["frame_gap"]) == ("paired", 1)
+    assert recipe.preset == "unified"
+    if name != "unified_cpu":
+        assert recipe.objective["refresh_epochs"] == 10
+        assert name.endswith({"resnet18": "r18", "resnet50": "r50"}[recipe.encoder.arch])
 
 
 # Appendix of Araslanov et al. 2021 and the configuration files of their code.
