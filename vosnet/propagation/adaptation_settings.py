@@ -22,7 +22,7 @@ class AdaptationSettings:
         iterations: optimizer steps per video.
         lr: initial learning rate of Adam.
         lr_step: iterations between two decays.
-        lr_gamma: factor of a decay; ours, the paper names none.
+        lr_gamma: factor of a decay; ours, the paper names none. With 0.1 learning ends after 100 iterations.
         batch_size: samples per iteration; ours, chosen for a CPU.
         size: side in pixels of what the network sees, training and answering.
         decoder_dims: see `UNet`; ours.
@@ -49,14 +49,14 @@ class AdaptationSettings:
     iterations: int = 200
     lr: float = 2e-4
     lr_step: int = 50
-    lr_gamma: float = 0.1
+    lr_gamma: float = 0.5
     batch_size: int = 2
     size: int = 480
     decoder_dims: tuple[int, int, int, int] = DECODER_DIMS
     bn_momentum: float = 0.1
     dice_weight: float = 1.0
     decay: Decay = "exponential"
-    last_weight: float = 0.25
+    last_weight: float = 0.1
     given_share: float = 0.2
     brightness: float = 0.2
     contrast: float = 0.2
