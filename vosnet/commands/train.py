@@ -21,7 +21,7 @@ def make_train_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "train",
         "Train an encoder without labels, as a recipe says.\n"
-        "`torchrun --nproc-per-node=N tools/train.py ...` uses N GPUs.\n"
+        "`torchrun --standalone --nproc-per-node=N tools/train.py ...` uses N GPUs.\n"
         "The first Ctrl-C finishes the step and saves; --resume auto continues.",
         EXAMPLES,
     )
