@@ -126,7 +126,7 @@ def dense_readout(
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("readout", ["windowed", "dense"])
 @pytest.mark.parametrize(
-    ("side", "B", "K", "radius"), [(128, 8, 1, 6), (256, 2, 5, 12)], ids=["pairs", "memory"]
+    ("side", "B", "K", "radius"), [(128, 8, 1, 6), (192, 2, 5, 12)], ids=["pairs", "memory"]
 )
 def test_a_step_of_color_reconstruction(
     benchmark: Any,
@@ -138,7 +138,7 @@ def test_a_step_of_color_reconstruction(
     readout: str,
     device: str,
 ) -> None:
-    """The step of recipes/mast_cpu.yaml, and one of a memory at 256 pixels, without data loading."""
+    """The step of recipes/mast_cpu.yaml, and one of a memory at 192 pixels, without data loading."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     torch.manual_seed(0)
