@@ -173,4 +173,5 @@ def dense_readout(query: Tensor, memory: Tensor, value: Tensor, *, temperature: 
 def _rows(frames: Tensor, width: int) -> Tensor:
     """Cells of all frames as one head's tokens, padded: [B, T, C, h, w] -> [B, 1, T * h * w, width]."""
     tokens = frames.float().transpose(1, 2).flatten(2).transpose(1, 2)
-    return functional.pad(tokens, (0, width - tokens.shape[2]))[:, None]
+    # padding by nothing copies nothing, and blocked attention wants a token's numbers side by side
+    return functional.pad(tokens, (0, width - tokens.shape[2]))[:, None].contiguous()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.vosnet.models.test_segmenter import TINY, aggregated_by_definition
 from vosnet.matching import dense_readout
@@ -147,3 +148,12 @@ def test_only_the_latest_references_are_read() -> None:
 def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         embedding(**changes)
+
+
+@pytest.mark.parametrize(("channels", "values"), [(16, 5), (7, 30)], ids=["narrow-value", "wide-value"])
+def test_the_weights_are_never_held(channels: int, values: int) -> None:
+    query, memory = torch.randn(1, channels, 6, 6), torch.randn(1, 2, channels, 6, 6)
+    value = torch.randn(1, 2, values, 6, 6, requires_grad=True)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # an error where only the materialising one is left
+        dense_readout(query, memory, value, temperature=0.1).sum().backward()
+    assert value.grad is not None
