@@ -12,8 +12,9 @@ the loss at or near log(number of partners), its value for guessing: they are no
 the place in the frame alone do not help either, because Phi moves the cells.
 
 "cosine" is one minus the cosine of partners: the formula as it is written. Constant features are its exact
-minimum, and holding the right side constant only delays them; `feature_variance` shows it coming. It is here
-to be compared with, and beside the segmentation term, which constant features cannot solve.
+minimum, and holding the right side constant does not keep training from it: on generated video
+`frame_variance` fell from 0.56 to 0.14 in 80 steps, where "contrastive" kept 0.57. It is here to be compared
+with, and beside the segmentation term, which constant features cannot solve.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class Unified(Objective):
             gradient, unless the segmentation term needs it; "none": both sides learn.
         long_term_gap: smallest distance of the distant frames from frame 0; clips that do not keep it are
             refused.
-        min_feature_variance: training stops when the features' variance falls below it; see
-            `feature_variance`.
+        min_frame_variance: training stops when the features' variance within frames falls below it; see
+            `frame_variance`. Collapse shows there first: batch norm keeps the frames apart for long.
         clustering: keyword arguments of `ClusterSettings`.
         mask_embedding: keyword arguments of `MaskEmbedding`.
         refresh_epochs: pseudo masks are made anew so often; the default, when no clock is given, is 10.
@@ -81,7 +81,7 @@ class Unified(Objective):
         grid_size: int = 8,
         stop_gradient: Literal["target", "none"] = "target",
         long_term_gap: int = 5,
-        min_feature_variance: float = 1e-4,
+        min_frame_variance: float = 1e-3,
         clustering: dict[str, Any] | None = None,
         mask_embedding: dict[str, Any] | None = None,
         refresh_epochs: float | None = None,
@@ -109,7 +109,7 @@ class Unified(Objective):
         self.likeness, self.temperature = likeness, temperature
         self.affinity_temperature, self.grid_size = affinity_temperature, grid_size
         self.stop_gradient, self.long_term_gap = stop_gradient, long_term_gap
-        self.min_feature_variance = min_feature_variance
+        self.min_frame_variance = min_frame_variance
         self.clusters = ClusterSettings(**clustering)
         self.masks: PseudoMasks | None = None
         self.segmentation: MaskEmbedding | None = None
@@ -198,12 +198,12 @@ class Unified(Objective):
         return torch.stack(losses).mean()
 
     def degenerate(self, terms: dict[str, float]) -> str | None:
-        variance = terms["feature_variance"]
-        if variance >= self.min_feature_variance:
+        variance = terms["frame_variance"]
+        if variance >= self.min_frame_variance:
             return None
         return (
-            f"the features of all cells became equal: feature_variance is {variance:.2e}, below "
-            f"objective.min_feature_variance ({self.min_feature_variance:.0e})"
+            f"the features of all cells of a frame became equal: frame_variance is {variance:.2e}, below "
+            f"objective.min_frame_variance ({self.min_frame_variance:.0e})"
         )
 
     def misfits(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:

@@ -147,7 +147,7 @@ def test_features_that_say_nothing_do_not_lower_the_contrast_but_please_the_cosi
     output = collapsed(toy_clip())
     assert float(output.total.detach()) == pytest.approx(0, abs=1e-5)
     values = {name: float(value) for name, value in output.terms.items()}
-    assert "feature_variance is" in str(collapsed.degenerate(values))
+    assert "frame_variance is" in str(collapsed.degenerate(values))
 
 
 def test_variance_is_zero_for_equal_or_dead_features_and_one_at_most() -> None:
@@ -255,7 +255,5 @@ def test_a_run_with_all_terms_makes_pseudo_masks_and_goes_on_exactly_after_a_sto
 
 
 def test_collapse_ends_the_run_with_the_value(tmp_path: Path) -> None:
-    with pytest.raises(
-        DivergedError, match=r"E702 .* feature_variance is .*, below objective.min_feature_var"
-    ):
-        train_toy(tmp_path / "run", *TOY, "objective.min_feature_variance=1.1")
+    with pytest.raises(DivergedError, match=r"E702 .* frame_variance is .*, below objective.min_frame_var"):
+        train_toy(tmp_path / "run", *TOY, "objective.min_frame_variance=1.1")
