@@ -11,6 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests.vosnet.models.test_segmenter import TINY, aggregated_by_definition
 from vosnet.matching import dense_readout
 from vosnet.objectives.mask_embedding import MaskEmbedding, choose_objects, object_target
+from vosnet.synthetic import make_clip
+from vosnet.transforms import normalize_images
 
 
 def problem(B: int = 2, T: int = 3, C: int = 7, grid: int = 4) -> dict[str, Tensor]:
@@ -25,7 +27,7 @@ def problem(B: int = 2, T: int = 3, C: int = 7, grid: int = 4) -> dict[str, Tens
 
 def embedding(**changes: Any) -> MaskEmbedding:
     torch.manual_seed(0)
-    return MaskEmbedding(8, num_clusters=4, **{**TINY, **changes})
+    return MaskEmbedding(8, **{"num_clusters": 4, **TINY, **changes})
 
 
 def affinity_by_loop(query: Tensor, memory: Tensor, temperature: float) -> Tensor:
@@ -157,3 +159,20 @@ def test_the_weights_are_never_held(channels: int, values: int) -> None:
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # an error where only the materialising one is left
         dense_readout(query, memory, value, temperature=0.1).sum().backward()
     assert value.grad is not None
+
+
+def test_decoding_learns_more_of_a_clip_than_copying_shows() -> None:
+    clip = make_clip(3, num_frames=16, size=(48, 48), num_objects=2, num_distractors=0)
+    frames = normalize_images(torch.from_numpy(clip.frames[[0, 8, 15]]).permute(0, 3, 1, 2))[None]
+    labels = torch.from_numpy(clip.masks[[0, 8, 15], 4::8, 4::8]).long()[None]
+    torch.manual_seed(0)
+    features = torch.nn.functional.avg_pool2d(frames[0], 8)[None]  # mean colors: a poor encoder
+    term = embedding(num_objects=2, num_clusters=3, width=8)
+    optimizer = torch.optim.Adam(term.parameters(), lr=1e-2)
+    for _ in range(40):
+        loss, terms = term.loss(features, frames, labels, torch.zeros(1, 4))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert terms["segmentation"] < 0.5 * terms["coarse"]
+    assert terms["iou"] > 0.8
