@@ -32,7 +32,7 @@ _EXAMPLES = [
     "--root DAVIS --split 2016/val --checkpoint random --out runs/random",
     "--root DAVIS --split 2017/val --compare results/before results/after",
     "--dataset ytvos --root YT --split valid --results out --submission a.zip",
-    "--root DAVIS --split 2017/val --results results/dul --adapt --out results/dul_adapted",
+    "--root DAVIS --split 2017/val --results masks --adapt --out adapted",
 ]
 _DESCRIPTION = """\
 Region similarity J and boundary accuracy F by the rules of davis2017-evaluation, or YouTube-VOS'

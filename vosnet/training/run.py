@@ -152,7 +152,6 @@ class _Run:
         recipe = self.phases[start.index]
         self._check_batch(recipe)
         self.stream = stream = _open_stream(recipe, self.stream)
-        self.listed_bad = len(stream.bad)
         self.world.check_same("the list of videos", _fingerprint(stream))
         phase, name = None, ""
         if self.recipe.phases:
