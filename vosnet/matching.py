@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -84,22 +85,15 @@ def nearest_readout(
     Returns:
         Readout, [M, h, w].
     """
-    chunks = chunks or Chunks()
-    with chunks.limit():
-        parts = [
-            knn_propagate(
-                query[None],
-                memory[None],
-                part[None].contiguous(),
-                k=k,
-                temperature=temperature,
-                radius=neighborhood.radius,
-                shape=neighborhood.shape,
-                global_frames=neighborhood.global_frames,
-            )[0]
-            for part in torch.split(value, chunks.channels, dim=1)
-        ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    call = functools.partial(
+        knn_propagate,
+        k=k,
+        temperature=temperature,
+        radius=neighborhood.radius,
+        shape=neighborhood.shape,
+        global_frames=neighborhood.global_frames,
+    )
+    return _in_chunks(call, query, memory, value, chunks)
 
 
 def window_readout(
@@ -129,21 +123,10 @@ def window_readout(
     Returns:
         Readout, [M, h, w].
     """
-    chunks = chunks or Chunks()
-    with chunks.limit():
-        parts = [
-            widened_readout(
-                query[None],
-                memory[None],
-                part[None].contiguous(),
-                radius=radius,
-                dilations=dilations,
-                temperature=temperature,
-                outside=outside,
-            )[0]
-            for part in torch.split(value, chunks.channels, dim=1)
-        ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    call = functools.partial(
+        widened_readout, radius=radius, dilations=dilations, temperature=temperature, outside=outside
+    )
+    return _in_chunks(call, query, memory, value, chunks)
 
 
 def dense_readout(query: Tensor, memory: Tensor, value: Tensor, *, temperature: float) -> Tensor:
@@ -168,6 +151,23 @@ def dense_readout(query: Tensor, memory: Tensor, value: Tensor, *, temperature: 
         rows = _rows(query[:, None], width), _rows(memory, width), _rows(value, width)
         out = functional.scaled_dot_product_attention(*rows, scale=1 / temperature)
     return out[:, 0, :, :M].transpose(1, 2).reshape(B, M, h, w)
+
+
+def _in_chunks(
+    call: Callable[[Tensor, Tensor, Tensor], Tensor],
+    query: Tensor,
+    memory: Tensor,
+    value: Tensor,
+    chunks: Chunks | None,
+) -> Tensor:
+    """The read-out of one frame by a kernel that takes batches, some value channels at a time, [M, h, w]."""
+    chunks = chunks or Chunks()
+    with chunks.limit():
+        parts = [
+            call(query[None], memory[None], part[None].contiguous())[0]
+            for part in torch.split(value, chunks.channels, dim=1)
+        ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _rows(frames: Tensor, width: int) -> Tensor:
