@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from vosnet.errors import UsageError
 from vosnet.models.segmenter import MaskSegmenter
-from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshInterval, RefreshJob
+from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob
 from vosnet.objectives.mask_embedding import MaskEmbedding
-from vosnet.objectives.pseudo_masks import ClusterSettings, PseudoMasks, write_pseudo_masks
+from vosnet.objectives.pseudo_masks import (
+    ClusterSettings,
+    PseudoMasks,
+    refresh_interval,
+    write_pseudo_masks,
+)
 from vosnet.transforms import Clip
-
-PUBLISHED_EPOCHS = 10
 
 
 class PlusSegmentation(Objective):
@@ -60,9 +63,7 @@ class PlusSegmentation(Objective):
             )
         self.segmentation_weight = segmentation_weight
         self.base = _build_base(base, encoder)
-        clocks = (refresh_epochs, refresh_steps, refresh_minutes)
-        given = any(clock is not None for clock in clocks)
-        self.refresh_interval = RefreshInterval(*(clocks if given else (PUBLISHED_EPOCHS,)))
+        self.refresh_interval = refresh_interval(refresh_epochs, refresh_steps, refresh_minutes)
         try:
             self.clusters = ClusterSettings(**(clustering or {}))
         except (TypeError, ValueError) as error:

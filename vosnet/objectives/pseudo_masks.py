@@ -22,11 +22,12 @@ from vosnet import files
 from vosnet.datasets.frames import StoredVideo
 from vosnet.errors import InputError, StorageError, VosnetError
 from vosnet.masks import DAVIS_PALETTE
-from vosnet.objectives.base import RefreshJob
+from vosnet.objectives.base import RefreshInterval, RefreshJob
 from vosnet.objectives.clustering import assign_clusters, cell_points, fit_clusters
 from vosnet.transforms import Clip, encoder_input, resize_short_side
 from vosnet.transforms.lab import ColorSpace
 
+PUBLISHED_EPOCHS = 10
 NO_LABEL = 255  # in the files; -1 for those who read them
 MAX_WITHOUT_SHARE = 0.05
 _BATCH_FRAMES = 8
@@ -78,6 +79,17 @@ class VideoMaps:
 
     labels: LabelMaps
     cell: tuple[float, float]
+
+
+def refresh_interval(epochs: float | None, steps: int | None, minutes: float | None) -> RefreshInterval:
+    """The clock that is given, or the published one: every 10 epochs.
+
+    Raises:
+        ValueError: several are given, or one is not positive.
+    """
+    clocks = (epochs, steps, minutes)
+    given = any(clock is not None for clock in clocks)
+    return RefreshInterval(*clocks) if given else RefreshInterval(epochs=PUBLISHED_EPOCHS)
 
 
 def write_pseudo_masks(job: RefreshJob, encoder: nn.Module, settings: ClusterSettings) -> Iterator[str]:

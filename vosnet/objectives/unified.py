@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vosnet.errors import UsageError
 from vosnet.models.segmenter import MaskSegmenter
 from vosnet.objectives.anchors import grid_index
-from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshInterval, RefreshJob
+from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob
 from vosnet.objectives.equivariance import (
     Likeness,
     feature_variance,
@@ -26,10 +26,14 @@ from vosnet.objectives.equivariance import (
 )
 from vosnet.objectives.gather import gather_ranks, world
 from vosnet.objectives.mask_embedding import MaskEmbedding
-from vosnet.objectives.pseudo_masks import ClusterSettings, PseudoMasks, write_pseudo_masks
+from vosnet.objectives.pseudo_masks import (
+    ClusterSettings,
+    PseudoMasks,
+    refresh_interval,
+    write_pseudo_masks,
+)
 from vosnet.transforms import Clip
 
-PUBLISHED_EPOCHS = 10
 _GIVEN_BY_CODE = ("output_stride", "num_clusters")
 
 
@@ -113,8 +117,7 @@ class Unified(Objective):
         self.clusters = ClusterSettings(**clustering)
         self.masks: PseudoMasks | None = None
         self.segmentation: MaskEmbedding | None = None
-        clocks = (refresh_epochs, refresh_steps, refresh_minutes)
-        interval = RefreshInterval(*(clocks if any(c is not None for c in clocks) else (PUBLISHED_EPOCHS,)))
+        interval = refresh_interval(refresh_epochs, refresh_steps, refresh_minutes)
         if segmentation_weight:
             stride, count = int(encoder.output_stride), self.clusters.num_clusters  # type: ignore[arg-type]
             self.segmentation = MaskEmbedding(stride, num_clusters=count, **mask_embedding)
