@@ -12,6 +12,8 @@ from torch.nn import functional
 from vosnet.models.mask_decoder import MaskDecoder
 from vosnet.models.mask_encoder import MaskArch, MaskEncoder, MaskFeatures
 
+MIN_COPIED = 0.01  # with `residual`, copied masks are at least that far from certain
+
 
 class MaskSegmenter(nn.Module):
     """V and D of Li et al. 2023, which turn features read out of reference frames into masks.
@@ -21,6 +23,8 @@ class MaskSegmenter(nn.Module):
         output_stride: the visual encoder's.
         width, depth, mask_dim: `width`, `depth` and `out_dim` of `MaskEncoder`.
         hidden_dim, skips, upsample: see `MaskDecoder`.
+        residual: the decoder's answer is added to the log-odds of the copied mask, Y-bar_q of round 1, in
+            every round: an untrained decoder then copies, and learns to correct. False: it stands alone.
 
     Attributes:
         settings: these arguments, for the checkpoint.
@@ -37,6 +41,7 @@ class MaskSegmenter(nn.Module):
         hidden_dim: int = 128,
         skips: bool = True,
         upsample: bool = True,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -48,7 +53,9 @@ class MaskSegmenter(nn.Module):
             "hidden_dim": hidden_dim,
             "skips": skips,
             "upsample": upsample,
+            "residual": residual,
         }
+        self.residual = residual
         self.mask_dim = mask_dim
         self.mask_encoder = MaskEncoder(
             arch=arch, output_stride=output_stride, width=width, depth=depth, out_dim=mask_dim
@@ -76,19 +83,26 @@ class MaskSegmenter(nn.Module):
         embedded: MaskFeatures = self.mask_encoder(repeated.flatten(0, 1), masks.flatten(0, 1))
         return embedded
 
-    def refine(self, images: Tensor, support: Tensor, masks: Tensor) -> Tensor:
+    def refine(self, images: Tensor, support: Tensor, masks: Tensor, copied: Tensor) -> Tensor:
         """One round: Y-hat_q = D([V_q, V([I_q, Y-bar_q])]).
 
         Args:
             images: queries, [B, 3, H, W].
             support: V_q, read out of the reference frames, [B, O, D, h, w].
             masks: Y-bar_q, or Y-hat_q of the round before, [B, O, h', w'].
+            copied: Y-bar_q of round 1, [B, O, h, w]; only read with `residual`.
 
         Returns:
             Logits of each object by itself, [B, O, h'', w''] float32.
         """
         logits: Tensor = self.mask_decoder(support.flatten(0, 1), self.embed(images, masks))
-        return logits.float().view(*masks.shape[:2], *logits.shape[1:])
+        logits = logits.float().view(*masks.shape[:2], *logits.shape[1:])
+        if not self.residual:
+            return logits
+        odds = torch.logit(copied.float(), eps=MIN_COPIED)
+        if odds.shape[-2:] != logits.shape[-2:]:
+            odds = functional.interpolate(odds, logits.shape[-2:], mode="bilinear")
+        return logits + odds
 
 
 def soft_aggregate(logits: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -63,12 +63,14 @@ class RefreshJob:
         videos: the training videos, each once, in an order that all ranks agree on.
         part: which share this rank makes: the videos `part`, `part + parts`, ...
         parts: number of ranks.
+        bfloat16: whether the networks run in bfloat16, as they do in training, or in float32.
     """
 
     folder: Path
     videos: Sequence[StoredVideo]
     part: int = 0
     parts: int = 1
+    bfloat16: bool = False
 
     def share(self) -> Sequence[StoredVideo]:
         """The videos of this rank."""

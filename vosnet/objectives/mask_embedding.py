@@ -51,7 +51,8 @@ class MaskEmbedding(nn.Module):
         normalize: L2-normalize the features.
         coarse_weight: weight of the coarse mask's own cross-entropy.
         encoder_gradient: whether the loss trains the visual encoder.
-        arch, width, depth, mask_dim, hidden_dim, skips, upsample: the networks; see `MaskSegmenter`.
+        arch, width, depth, mask_dim, hidden_dim, skips, upsample, residual: the networks; see
+            `MaskSegmenter`.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class MaskEmbedding(nn.Module):
         hidden_dim: int = 128,
         skips: bool = True,
         upsample: bool = True,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         if not 1 <= num_objects <= num_clusters:
@@ -97,6 +99,7 @@ class MaskEmbedding(nn.Module):
             hidden_dim=hidden_dim,
             skips=skips,
             upsample=upsample,
+            residual=residual,
         )
 
     def forward(
@@ -165,7 +168,7 @@ class MaskEmbedding(nn.Module):
         support = readout[:, count:].view(B, count, -1, *grid)
         query = frames[:, -1]
         rounds = refinement_rounds(
-            lambda seen: self.segmenter.refine(query, support, seen), coarse, self.rounds, valid
+            lambda seen: self.segmenter.refine(query, support, seen, coarse), coarse, self.rounds, valid
         )
         return Prediction(coarse, rounds)
 

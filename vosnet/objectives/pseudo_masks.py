@@ -100,8 +100,8 @@ def write_pseudo_masks(job: RefreshJob, encoder: nn.Module, settings: ClusterSet
 
     Args:
         job: which videos, and the folder.
-        encoder: images to features, [N, 3, H, W] -> [N, C, h, w], with `output_stride`. Runs in eval mode and
-            float32, on its own device; left in the mode it was in.
+        encoder: images to features, [N, 3, H, W] -> [N, C, h, w], with `output_stride`. Runs in eval mode, on
+            its own device and in the job's precision; left in the mode it was in.
         settings: how a video is divided.
 
     Yields:
@@ -115,7 +115,7 @@ def write_pseudo_masks(job: RefreshJob, encoder: nn.Module, settings: ClusterSet
     drawn: list[npt.NDArray[np.uint8]] = []
     for video in share:
         try:
-            maps = cluster_video(video, encoder, settings)
+            maps = cluster_video(video, encoder, settings, bfloat16=job.bfloat16)
             _write_maps(job.folder / _file_name(video.name), video.name, maps)
             if job.part == 0 and len(drawn) < _SHEET_VIDEOS:
                 drawn.append(_sheet_row(video, maps))
@@ -138,29 +138,32 @@ def write_pseudo_masks(job: RefreshJob, encoder: nn.Module, settings: ClusterSet
             Image.fromarray(np.concatenate(drawn)).save(path)
 
 
-def cluster_video(video: StoredVideo, encoder: nn.Module, settings: ClusterSettings) -> VideoMaps:
+def cluster_video(
+    video: StoredVideo, encoder: nn.Module, settings: ClusterSettings, *, bfloat16: bool = False
+) -> VideoMaps:
     """The space-time clusters of all frames of one video.
 
-    Frames are encoded a few at a time, and twice where centroids are fitted on them: memory holds the
-    features of the frames that centroids are fitted on, and the label maps.
+    Frames are encoded a few at a time, each once: memory holds the points that centroids are fitted on, and
+    the label maps.
 
     Raises:
         InputError: the video has fewer different cells than clusters, or cannot be read.
     """
     count = len(video)
-    first = _points(video, [0], encoder, settings)[0]
-    every = max(settings.centroid_every, -(-count * len(first) // settings.max_points))
-    fitted = [_points(video, [i], encoder, settings)[0] for i in range(0, count, every)]
-    clusters = fit_clusters(torch.cat(fitted), settings.num_clusters, seed=settings.seed)
-    del fitted
-    maps: list[LabelMaps] = []
-    cell = (1.0, 1.0)
-    for start in range(0, count, _BATCH_FRAMES):
-        ids = range(start, min(start + _BATCH_FRAMES, count))
-        points, grid, cell = _points(video, ids, encoder, settings)
-        label = assign_clusters(points, clusters.centroids)[0]
-        maps.append(label.to(torch.uint8).cpu().numpy().reshape(len(ids), *grid))
-    return VideoMaps(np.concatenate(maps), cell)
+    points, grid, cell = _points(video, [0], encoder, settings, bfloat16=bfloat16)
+    every = max(settings.centroid_every, -(-count * len(points) // settings.max_points))
+    fitted = range(0, count, every)
+    parts = [points]
+    parts += [_points(video, ids, encoder, settings, bfloat16=bfloat16)[0] for ids in _batches(fitted[1:])]
+    points = torch.cat(parts)
+    del parts
+    clusters = fit_clusters(points, settings.num_clusters, seed=settings.seed)
+    labels: LabelMaps = np.empty((count, *grid), np.uint8)
+    labels[fitted] = _labels(points, clusters.centroids, grid)
+    for ids in _batches([i for i in range(count) if i % every]):
+        points = _points(video, ids, encoder, settings, bfloat16=bfloat16)[0]
+        labels[ids] = _labels(points, clusters.centroids, grid)
+    return VideoMaps(labels, cell)
 
 
 class PseudoMasks:
@@ -262,14 +265,29 @@ def cut_map(
     return labels
 
 
+def _batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + _BATCH_FRAMES] for start in range(0, len(ids), _BATCH_FRAMES))
+
+
+def _labels(points: Tensor, centroids: Tensor, grid: tuple[int, int]) -> LabelMaps:
+    """Nearest centroids as maps, [frames, h, w]."""
+    label = assign_clusters(points, centroids)[0].to(torch.uint8)
+    return label.view(-1, *grid).cpu().numpy()
+
+
 def _points(
-    video: StoredVideo, ids: Sequence[int], encoder: nn.Module, settings: ClusterSettings
+    video: StoredVideo,
+    ids: Sequence[int],
+    encoder: nn.Module,
+    settings: ClusterSettings,
+    *,
+    bfloat16: bool,
 ) -> tuple[Tensor, tuple[int, int], tuple[float, float]]:
     """Points of some frames, their grid, and the size of a cell as shares of the frame."""
     frames = video.read(ids)
     if settings.short_side is not None:
         frames = np.stack([resize_short_side(frame, settings.short_side) for frame in frames])
-    features = _encode(frames, encoder)
+    features = _encode(frames, encoder, bfloat16=bfloat16)
     time = torch.tensor([i / max(1, len(video) - 1) for i in ids], device=features.device)
     points = cell_points(
         features, time, position_dim=settings.position_dim, position_weight=settings.position_weight
@@ -281,15 +299,16 @@ def _points(
 
 
 @torch.no_grad()
-def _encode(frames: npt.NDArray[np.uint8], encoder: nn.Module) -> Tensor:
+def _encode(frames: npt.NDArray[np.uint8], encoder: nn.Module, *, bfloat16: bool) -> Tensor:
     device = next(encoder.parameters()).device
     images = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2)
     color_space = cast("ColorSpace", getattr(encoder, "color_space", "rgb"))
     was_training = encoder.training
     encoder.eval()
     try:
-        with torch.autocast(device.type, enabled=False):
-            features: Tensor = encoder(encoder_input(images, color_space))
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            inputs = encoder_input(images, color_space).contiguous(memory_format=torch.channels_last)
+            features: Tensor = encoder(inputs)
     finally:
         encoder.train(was_training)
     return features.float()

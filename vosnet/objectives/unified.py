@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vosnet.errors import UsageError
+from vosnet.models import ProjectionHead
 from vosnet.models.segmenter import MaskSegmenter
 from vosnet.objectives.anchors import grid_index
 from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob
@@ -55,6 +56,9 @@ class Unified(Objective):
         likeness: what "~" is; see `vosnet.objectives.equivariance`.
         temperature: divides the cosines of "contrastive".
         affinity_temperature: divides the cosines of the long-term affinity.
+        embedding_dim: the two correspondence terms compare a projection of the features to so many channels,
+            which is dropped after training; None: the features themselves.
+        hidden_dim: channels inside that projection; None: the encoder's.
         grid_size: cells compared per frame are grid_size ** 2, on a lattice shifted at random.
         stop_gradient: "target": the right sides, Phi(E(.)), are constants and their frames run without
             gradient, unless the segmentation term needs it; "none": both sides learn.
@@ -82,6 +86,8 @@ class Unified(Objective):
         likeness: Likeness = "contrastive",
         temperature: float = 0.1,
         affinity_temperature: float = 0.05,
+        embedding_dim: int | None = None,
+        hidden_dim: int | None = None,
         grid_size: int = 8,
         stop_gradient: Literal["target", "none"] = "target",
         long_term_gap: int = 5,
@@ -117,6 +123,10 @@ class Unified(Objective):
         self.clusters = ClusterSettings(**clustering)
         self.masks: PseudoMasks | None = None
         self.segmentation: MaskEmbedding | None = None
+        self.head: ProjectionHead | None = None
+        if embedding_dim and (short_term_weight or long_term_weight):
+            feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
+            self.head = ProjectionHead(feature_dim, hidden_dim or feature_dim, embedding_dim)
         interval = refresh_interval(refresh_epochs, refresh_steps, refresh_minutes)
         if segmentation_weight:
             stride, count = int(encoder.output_stride), self.clusters.num_clusters  # type: ignore[arg-type]
@@ -155,7 +165,7 @@ class Unified(Objective):
             if self.long_term_weight:
                 loss = self.long_term(features, clip)
                 total, terms["long_term"] = total + self.long_term_weight * loss, loss.detach()
-            seen = torch.cat([*features.main.values(), *features.view.values()])
+            seen = torch.cat([*features.compared.values(), *features.view.values()])
             terms["feature_variance"] = feature_variance(seen)
             terms["frame_variance"] = frame_variance(seen)
         if self.segmentation is not None:
@@ -173,20 +183,23 @@ class Unified(Objective):
         if self.segmentation is not None:
             needed = set(range(T))
             learning = needed if self.segmentation.encoder_gradient else learning
-        images = [clip.frames[:, t] for t in sorted(learning)] + [clip.view[:, t] for t in moved]
-        encoded = self._encode(_stacked(images)).chunk(len(images))
-        main = dict(zip(sorted(learning), encoded, strict=False))
-        view = dict(zip(moved, encoded[len(learning) :], strict=True))
+        frames, size = sorted(learning), len(clip.frames)
+        images = [clip.frames[:, t] for t in frames] + [clip.view[:, t] for t in moved]
+        encoded, compared = self._encode(_stacked(images))
+        view = dict(zip(moved, torch.split(compared[size * len(frames) :], size), strict=True))
+        main = dict(zip(frames, torch.split(encoded, size), strict=False))
+        projected = dict(zip(frames, torch.split(compared, size), strict=False))
         still = sorted(needed - learning)
         if still:
             with torch.no_grad():
-                fixed = self._encode(_stacked([clip.frames[:, t] for t in still])).chunk(len(still))
-            main |= dict(zip(still, fixed, strict=True))
-        return Features(main, view)
+                encoded, compared = self._encode(_stacked([clip.frames[:, t] for t in still]))
+            main |= dict(zip(still, torch.split(encoded, size), strict=True))
+            projected |= dict(zip(still, torch.split(compared, size), strict=True))
+        return Features(main, projected, view)
 
     def short_term(self, features: Features, clip: Clip) -> Tensor:
         """L_short: E(Phi(I_0)) against Phi(E(I_1)), scalar."""
-        following = self._target(features.main[1])
+        following = self._target(features.compared[1])
         index = grid_index(clip.draws[:, :2], following.shape[-2], following.shape[-1], self.grid_size)
         return self._unlikeness(*self._short_pairs(features.view[0], following, clip.theta, index))
 
@@ -194,9 +207,9 @@ class Unified(Objective):
         """L_long: E(I_0) against the aligned Phi(E(I_t')), mean over the distant frames, scalar."""
         losses = []
         for t in range(2, clip.frames.shape[1]):
-            distant = self._target(features.main[t])
+            distant = self._target(features.compared[t])
             index = grid_index(clip.draws[:, 2:4], distant.shape[-2], distant.shape[-1], self.grid_size)
-            pairs = self._long_pairs(features.main[0], features.view[t], distant, clip.theta, index)
+            pairs = self._long_pairs(features.compared[0], features.view[t], distant, clip.theta, index)
             losses.append(self._unlikeness(*pairs))
         return torch.stack(losses).mean()
 
@@ -232,9 +245,9 @@ class Unified(Objective):
         h, w = stacked.shape[-2:]
         return self.segmentation.loss(stacked, clip.frames, self.masks.labels(clip, (h, w)), clip.draws)
 
-    def _run_encoder(self, images: Tensor) -> Tensor:
+    def _run_encoder(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features: Tensor = self.encoder(images)
-        return features
+        return features, features if self.head is None else self.head(features)
 
     def _long(self, query: Tensor, moved: Tensor, distant: Tensor, theta: Tensor, index: Tensor) -> Any:
         return long_term_pairs(query, moved, distant, theta, index, temperature=self.affinity_temperature)
@@ -273,11 +286,13 @@ class Features:
     """Features of a batch by frame of the clip, each [B, C, h, w].
 
     Args:
-        main: of the frames.
-        view: of the transformed frames.
+        main: of the frames, as the encoder makes them.
+        compared: of the frames, as the correspondence terms compare them: projected, if there is a head.
+        view: of the transformed frames, the same.
     """
 
     main: dict[int, Tensor]
+    compared: dict[int, Tensor]
     view: dict[int, Tensor]
 
 

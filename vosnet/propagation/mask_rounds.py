@@ -70,7 +70,7 @@ class MaskRounds:
         coarse, support = objects[None, :, 0], objects[None, :, 1:]
 
         def refine(masks: Tensor) -> Tensor:
-            parts = zip(torch.split(support, objects_at_once, 1), torch.split(masks, objects_at_once, 1))
+            parts = zip(*(torch.split(x, objects_at_once, 1) for x in (support, masks, coarse)))
             with self.extractor.autocast():
                 return torch.cat([self.segmenter.refine(image[None], *part) for part in parts], dim=1)
 

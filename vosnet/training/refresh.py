@@ -102,6 +102,7 @@ class Refresher:
         stream: knows the training videos.
         out: the run folder.
         world: this rank; every rank makes its share.
+        bfloat16: whether the objective's networks run in bfloat16.
         say: where messages go.
         mode: how progress is shown.
         beat: called after every video, to show that the run is alive.
@@ -114,11 +115,13 @@ class Refresher:
         out: Path,
         world: World,
         *,
+        bfloat16: bool,
         say: Callable[[str], None],
         mode: ProgressMode,
         beat: Callable[[], None],
     ) -> None:
         self.objective, self.stream, self.world = objective, stream, world
+        self.bfloat16 = bfloat16
         self.folder = RefreshFolder(out / "refreshed")
         self.say, self.mode, self.beat = say, mode, beat
 
@@ -172,7 +175,7 @@ class Refresher:
 
     def _make(self, path: Path, stop: StopRequest) -> bool:
         """This rank's share; whether all ranks finished theirs."""
-        job = RefreshJob(path, self.stream.videos(), self.world.rank, self.world.size)
+        job = RefreshJob(path, self.stream.videos(), self.world.rank, self.world.size, self.bfloat16)
         mode: ProgressMode = self.mode if self.world.is_main else "quiet"
         with Progress(len(job.share()), "refreshing", unit="video", mode=mode) as progress:
             for _ in self.objective.refresh(job):

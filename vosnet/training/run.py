@@ -270,6 +270,7 @@ class _Run:
             stream,
             self.out,
             self.world,
+            bfloat16=self.recipe.training.precision == "bfloat16",
             say=self._say,
             mode=self.options.progress,
             beat=self.after_step,

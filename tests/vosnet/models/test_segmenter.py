@@ -29,8 +29,9 @@ def test_features_lie_on_the_visual_encoders_grid(output_stride: int, size: tupl
 @pytest.mark.parametrize("upsample", [True, False])
 def test_a_round_answers_every_object_of_every_image(skips: bool, upsample: bool) -> None:
     segmenter = MaskSegmenter(skips=skips, upsample=upsample, **TINY)
-    logits = segmenter.refine(torch.randn(2, 3, 32, 40), torch.randn(2, 3, 6, 4, 5), torch.rand(2, 3, 4, 5))
-    assert logits.shape == (2, 3, 8, 10) if upsample else (2, 3, 4, 5)
+    masks = torch.rand(2, 3, 4, 5)
+    logits = segmenter.refine(torch.randn(2, 3, 32, 40), torch.randn(2, 3, 6, 4, 5), masks, masks)
+    assert logits.shape == ((2, 3, 8, 10) if upsample else (2, 3, 4, 5))
     logits.sum().backward()
     assert all(parameter.grad is not None for parameter in segmenter.parameters())
 
@@ -45,9 +46,21 @@ def test_objects_are_independent_of_each_other() -> None:
     segmenter = MaskSegmenter(**TINY).eval()
     images, support, masks = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 6, 4, 4), torch.rand(1, 3, 4, 4)
     with torch.no_grad():
-        together = segmenter.refine(images, support, masks)
-        alone = segmenter.refine(images, support[:, 1:2], masks[:, 1:2])
+        together = segmenter.refine(images, support, masks, masks)
+        alone = segmenter.refine(images, support[:, 1:2], masks[:, 1:2], masks[:, 1:2])
     torch.testing.assert_close(together[:, 1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("upsample", [True, False])
+def test_with_residual_a_decoder_that_says_nothing_copies_in_every_round(upsample: bool) -> None:
+    segmenter = MaskSegmenter(residual=True, upsample=upsample, **TINY).eval()
+    torch.nn.init.zeros_(segmenter.mask_decoder.logit.weight)
+    images, support = torch.randn(1, 3, 32, 32), torch.randn(1, 2, 6, 4, 4)
+    copied = torch.tensor([0.2, 0.7]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
+    with torch.no_grad():
+        first, second = refinement_rounds(lambda m: segmenter.refine(images, support, m, copied), copied, 2)
+    torch.testing.assert_close(first[0, 1:, 0, 0], torch.tensor([0.2, 0.7]).logit())
+    torch.testing.assert_close(second, first)
 
 
 def test_the_mask_reaches_the_features_and_random_numbers_follow_the_seed() -> None:

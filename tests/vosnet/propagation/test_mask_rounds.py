@@ -63,7 +63,7 @@ def test_decoding_follows_the_equations() -> None:
     copied = run_planes(propagator, frames, given)
     image = extractor.images(frames[1:])
     with torch.no_grad():
-        logits = segmenter.refine(image, copied[None, None, 1:], copied[None, :1])
+        logits = segmenter.refine(image, copied[None, None, 1:], copied[None, :1], copied[None, :1])
     torch.testing.assert_close(got, soft_aggregate(logits).softmax(1)[0], rtol=1e-3, atol=1e-4)
 
 
