@@ -93,7 +93,12 @@ def _parser() -> argparse.ArgumentParser:
         help="inference protocol (default: the one its recipe gave the checkpoint, else dul; shipped: dul)",
     )
     method.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override a protocol switch"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a protocol switch",
     )
     method.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default auto)")
     method.add_argument("--out", type=expand, metavar="DIR", help="keep masks and report there")
@@ -102,7 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     adapted = parser.add_argument_group("online adaptation, on --checkpoint's masks or on those of --results")
     adapted.add_argument("--adapt", action="store_true", help="a U-Net per sequence makes the final masks")
     adapted.add_argument(
-        "--adapt-set", nargs="+", default=[], metavar="KEY=VALUE", help="override a setting of it"
+        "--adapt-set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting of it",
     )
     adapted.add_argument(
         "--adapt-curve", type=int, default=0, metavar="N", help="J and F every N iterations, for studies"

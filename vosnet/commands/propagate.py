@@ -118,7 +118,12 @@ def _parser() -> argparse.ArgumentParser:
         help="inference protocol (default: the one its recipe gave the checkpoint, else dul; shipped: dul)",
     )
     method.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override a protocol switch"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a protocol switch",
     )
     method.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default auto)")
     method.add_argument(
@@ -128,7 +133,12 @@ def _parser() -> argparse.ArgumentParser:
         "--adapt", action="store_true", help="train a U-Net on the propagated masks; its masks are final"
     )
     method.add_argument(
-        "--adapt-set", nargs="+", default=[], metavar="KEY=VALUE", help="override a setting of --adapt"
+        "--adapt-set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting of --adapt",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="result folder (default: result_<video stem>)")

@@ -90,23 +90,37 @@ def long_term_pairs(
 
 
 def unlikeness(
-    rows: Tensor, targets: Tensor, *, first: int, likeness: Likeness, temperature: float
+    rows: Tensor,
+    targets: Tensor,
+    anchors: Tensor,
+    *,
+    first: int,
+    likeness: Likeness,
+    temperature: float,
+    target_temperature: float | None = None,
 ) -> Tensor:
     """How far rows are from their targets, scalar.
 
     Args:
         rows: unit vectors, [R, C].
-        targets: unit vectors, [S, C]: the rows' own stand at `first` to `first + R`, the others are those of
-            other ranks.
-        first: this rank's place.
-        likeness: "contrastive": cross-entropy of finding the own target among all; "cosine": one minus the
-            cosine of the own target.
+        targets: each row's own, unit vectors, [R, C].
+        anchors: what rows are compared with, unit vectors of all ranks, [S, C]; only for "contrastive".
+            Without `target_temperature` this rank's targets stand among them.
+        first: where they begin.
+        likeness: "contrastive": cross-entropy of finding the own target among the anchors; "cosine": one
+            minus the cosine of the own target.
         temperature: divides the cosines; only for "contrastive".
+        target_temperature: the row shall choose among the anchors as its target does, by a softmax over its
+            cosines divided by this: cells that look alike need not be told apart. None: the own target alone
+            is right.
     """
     if likeness == "cosine":
-        return 1 - (rows * targets[first : first + len(rows)]).sum(1).mean()
-    label = torch.arange(first, first + len(rows), device=rows.device)
-    return F.cross_entropy(rows @ targets.t() / temperature, label)
+        return 1 - (rows * targets).sum(1).mean()
+    if target_temperature is None:
+        right = torch.arange(first, first + len(rows), device=rows.device)
+    else:
+        right = (targets.detach() @ anchors.detach().t() / target_temperature).softmax(1)
+    return F.cross_entropy(rows @ anchors.t() / temperature, right)
 
 
 def feature_variance(features: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vosnet.errors import UsageError
 from vosnet.models import ProjectionHead
 from vosnet.models.segmenter import MaskSegmenter
-from vosnet.objectives.anchors import grid_index
+from vosnet.objectives.anchors import grid_index, take_cells
 from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob
 from vosnet.objectives.equivariance import (
     Likeness,
@@ -55,11 +55,15 @@ class Unified(Objective):
         segmentation_weight: of L_seg.
         likeness: what "~" is; see `vosnet.objectives.equivariance`.
         temperature: divides the cosines of "contrastive".
+        target_temperature: every cell shall choose among grid_size ** 2 cells of each clip as its partner
+            does, by a softmax of this temperature; None: those cells alone are compared, and each must find
+            its own partner. See `vosnet.objectives.equivariance.unlikeness`.
         affinity_temperature: divides the cosines of the long-term affinity.
         embedding_dim: the two correspondence terms compare a projection of the features to so many channels,
             which is dropped after training; None: the features themselves.
         hidden_dim: channels inside that projection; None: the encoder's.
-        grid_size: cells compared per frame are grid_size ** 2, on a lattice shifted at random.
+        grid_size: cells compared per frame, or chosen from, are grid_size ** 2, on a lattice shifted at
+            random.
         stop_gradient: "target": the right sides, Phi(E(.)), are constants and their frames run without
             gradient, unless the segmentation term needs it; "none": both sides learn.
         long_term_gap: smallest distance of the distant frames from frame 0; clips that do not keep it are
@@ -85,6 +89,7 @@ class Unified(Objective):
         segmentation_weight: float = 1.0,
         likeness: Likeness = "contrastive",
         temperature: float = 0.1,
+        target_temperature: float | None = None,
         affinity_temperature: float = 0.05,
         embedding_dim: int | None = None,
         hidden_dim: int | None = None,
@@ -107,8 +112,12 @@ class Unified(Objective):
         _check_weights(weights)
         _check_choice("likeness", likeness, ("contrastive", "cosine"))
         _check_choice("stop_gradient", stop_gradient, ("target", "none"))
-        for name, value in (("temperature", temperature), ("affinity_temperature", affinity_temperature)):
-            if not value > 0:
+        for name, value in (
+            ("temperature", temperature),
+            ("target_temperature", target_temperature),
+            ("affinity_temperature", affinity_temperature),
+        ):
+            if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         clustering, mask_embedding = clustering or {}, mask_embedding or {}
         _check_keys("clustering", clustering, [f.name for f in dataclasses.fields(ClusterSettings)])
@@ -117,6 +126,7 @@ class Unified(Objective):
         self.short_term_weight, self.long_term_weight = short_term_weight, long_term_weight
         self.segmentation_weight = segmentation_weight
         self.likeness, self.temperature = likeness, temperature
+        self.target_temperature = target_temperature
         self.affinity_temperature, self.grid_size = affinity_temperature, grid_size
         self.stop_gradient, self.long_term_gap = stop_gradient, long_term_gap
         self.min_frame_variance = min_frame_variance
@@ -200,17 +210,18 @@ class Unified(Objective):
     def short_term(self, features: Features, clip: Clip) -> Tensor:
         """L_short: E(Phi(I_0)) against Phi(E(I_1)), scalar."""
         following = self._target(features.compared[1])
-        index = grid_index(clip.draws[:, :2], following.shape[-2], following.shape[-1], self.grid_size)
-        return self._unlikeness(*self._short_pairs(features.view[0], following, clip.theta, index))
+        pairs = functools.partial(self._short_pairs, features.view[0], following, clip.theta)
+        return self._unlikeness(pairs, clip.draws[:, :2], following)
 
     def long_term(self, features: Features, clip: Clip) -> Tensor:
         """L_long: E(I_0) against the aligned Phi(E(I_t')), mean over the distant frames, scalar."""
         losses = []
         for t in range(2, clip.frames.shape[1]):
             distant = self._target(features.compared[t])
-            index = grid_index(clip.draws[:, 2:4], distant.shape[-2], distant.shape[-1], self.grid_size)
-            pairs = self._long_pairs(features.compared[0], features.view[t], distant, clip.theta, index)
-            losses.append(self._unlikeness(*pairs))
+            pairs = functools.partial(
+                self._long_pairs, features.compared[0], features.view[t], distant, clip.theta
+            )
+            losses.append(self._unlikeness(pairs, clip.draws[:, 2:4], distant))
         return torch.stack(losses).mean()
 
     def degenerate(self, terms: dict[str, float]) -> str | None:
@@ -255,13 +266,24 @@ class Unified(Objective):
     def _target(self, features: Tensor) -> Tensor:
         return features.detach() if self.stop_gradient == "target" else features
 
-    def _unlikeness(self, rows: Tensor, targets: Tensor) -> Tensor:
+    def _unlikeness(self, pairs: Callable[[Tensor], Any], draws: Tensor, features: Tensor) -> Tensor:
+        """Of the lattice's cells, or of all cells choosing among those."""
+        lattice = grid_index(draws, features.shape[-2], features.shape[-1], self.grid_size)
+        if self.target_temperature is None:
+            rows, targets = pairs(lattice)
+            anchors = targets
+        else:
+            cells = torch.arange(features.shape[-2] * features.shape[-1], device=features.device)
+            rows, targets = pairs(cells.expand(len(draws), -1))
+            anchors = take_cells(targets.view(len(draws), len(cells), -1), lattice).flatten(0, 1)
         return unlikeness(
             rows,
-            gather_ranks(targets),
-            first=world()[0] * len(rows),
+            targets,
+            gather_ranks(anchors),
+            first=world()[0] * len(anchors),
             likeness=self.likeness,
             temperature=self.temperature,
+            target_temperature=self.target_temperature,
         )
 
     def _check_clip(self, clip: Clip) -> None:

@@ -89,6 +89,15 @@ def test_f20_an_object_joins_at_the_frame_of_its_mask(frames: Path, mask: Path, 
     assert (masks["5.png"][10:30, 10:30] == 9).all()
 
 
+def test_switches_add_up_over_several_set_options(frames: Path, mask: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert (
+        propagate("--video", frames, "--mask", mask, "--set", "k=3", "--set", "radius=2", "--out", out) == 0
+    )
+    protocol = json.loads((out / "result.json").read_text())["protocol"]
+    assert (protocol["k"], protocol["radius"], protocol["num_recent"]) == (3, 2, 2)
+
+
 def test_a_mask_in_the_middle_goes_both_ways(frames: Path, tmp_path: Path) -> None:
     write_mask(tmp_path / "middle.png", CLIP.masks[5])
     out = tmp_path / "out"
