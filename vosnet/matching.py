@@ -15,6 +15,7 @@ from torch.nn import functional
 from vosnet_kernels import knn_propagate, widened_readout, workspace_bytes, workspace_limit
 
 MAX_CHANNELS = 32  # value channels per call; the kernels keep their read-out in registers
+NEAREST_MAX_CHANNELS = 256  # here the search costs far more than the read-out, and every call repeats it
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Chunks:
 
     Attributes:
         workspace_bytes: temporary memory of one kernel call; None is the kernels' default.
-        channels: value channels per kernel call and per resize.
+        channels: value channels per kernel call and per resize; at its default `nearest_readout` takes
+            `NEAREST_MAX_CHANNELS`.
     """
 
     workspace_bytes: int | None = None
@@ -93,7 +95,7 @@ def nearest_readout(
         shape=neighborhood.shape,
         global_frames=neighborhood.global_frames,
     )
-    return _in_chunks(call, query, memory, value, chunks)
+    return _in_chunks(call, query, memory, value, chunks, NEAREST_MAX_CHANNELS)
 
 
 def window_readout(
@@ -126,7 +128,7 @@ def window_readout(
     call = functools.partial(
         widened_readout, radius=radius, dilations=dilations, temperature=temperature, outside=outside
     )
-    return _in_chunks(call, query, memory, value, chunks)
+    return _in_chunks(call, query, memory, value, chunks, MAX_CHANNELS)
 
 
 def dense_readout(query: Tensor, memory: Tensor, value: Tensor, *, temperature: float) -> Tensor:
@@ -159,13 +161,15 @@ def _in_chunks(
     memory: Tensor,
     value: Tensor,
     chunks: Chunks | None,
+    most: int,
 ) -> Tensor:
     """The read-out of one frame by a kernel that takes batches, some value channels at a time, [M, h, w]."""
     chunks = chunks or Chunks()
+    size = most if chunks.channels == MAX_CHANNELS else chunks.channels
     with chunks.limit():
         parts = [
             call(query[None], memory[None], part[None].contiguous())[0]
-            for part in torch.split(value, chunks.channels, dim=1)
+            for part in torch.split(value, size, dim=1)
         ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -24,7 +24,8 @@ class MaskSegmenter(nn.Module):
         width, depth, mask_dim: `width`, `depth` and `out_dim` of `MaskEncoder`.
         hidden_dim, skips, upsample: see `MaskDecoder`.
         residual: the decoder's answer is added to the log-odds of the copied mask, Y-bar_q of round 1, in
-            every round: an untrained decoder then copies, and learns to correct. False: it stands alone.
+            every round: an untrained decoder then copies, and learns to correct. No gradient passes through
+            that mask. False: the answer stands alone.
 
     Attributes:
         settings: these arguments, for the checkpoint.
@@ -99,7 +100,7 @@ class MaskSegmenter(nn.Module):
         logits = logits.float().view(*masks.shape[:2], *logits.shape[1:])
         if not self.residual:
             return logits
-        odds = torch.logit(copied.float(), eps=MIN_COPIED)
+        odds = torch.logit(copied.detach().float(), eps=MIN_COPIED)
         if odds.shape[-2:] != logits.shape[-2:]:
             odds = functional.interpolate(odds, logits.shape[-2:], mode="bilinear")
         return logits + odds

@@ -92,7 +92,6 @@ def long_term_pairs(
 def unlikeness(
     rows: Tensor,
     targets: Tensor,
-    anchors: Tensor,
     *,
     first: int,
     likeness: Likeness,
@@ -103,24 +102,24 @@ def unlikeness(
 
     Args:
         rows: unit vectors, [R, C].
-        targets: each row's own, unit vectors, [R, C].
-        anchors: what rows are compared with, unit vectors of all ranks, [S, C]; only for "contrastive".
-            Without `target_temperature` this rank's targets stand among them.
-        first: where they begin.
-        likeness: "contrastive": cross-entropy of finding the own target among the anchors; "cosine": one
-            minus the cosine of the own target.
+        targets: unit vectors, [S, C]: the rows' own stand at `first` to `first + R`, the others are those of
+            other ranks.
+        first: this rank's place.
+        likeness: "contrastive": cross-entropy of finding the own target among all; "cosine": one minus the
+            cosine of the own target.
         temperature: divides the cosines; only for "contrastive".
-        target_temperature: the row shall choose among the anchors as its target does, by a softmax over its
-            cosines divided by this: cells that look alike need not be told apart. None: the own target alone
-            is right.
+        target_temperature: other targets are right too, by a softmax over their cosines with the own target
+            divided by this: cells that look alike need not be told apart, such as neighbours that Phi has
+            enlarged. None: the own target alone is right.
     """
+    own = targets[first : first + len(rows)]
     if likeness == "cosine":
-        return 1 - (rows * targets).sum(1).mean()
+        return 1 - (rows * own).sum(1).mean()
     if target_temperature is None:
         right = torch.arange(first, first + len(rows), device=rows.device)
     else:
-        right = (targets.detach() @ anchors.detach().t() / target_temperature).softmax(1)
-    return F.cross_entropy(rows @ anchors.t() / temperature, right)
+        right = (own.detach() @ targets.detach().t() / target_temperature).softmax(1)
+    return F.cross_entropy(rows @ targets.t() / temperature, right)
 
 
 def feature_variance(features: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vosnet.errors import UsageError
 from vosnet.models import ProjectionHead
 from vosnet.models.segmenter import MaskSegmenter
-from vosnet.objectives.anchors import grid_index, take_cells
+from vosnet.objectives.anchors import grid_index
 from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob
 from vosnet.objectives.equivariance import (
     Likeness,
@@ -55,15 +55,13 @@ class Unified(Objective):
         segmentation_weight: of L_seg.
         likeness: what "~" is; see `vosnet.objectives.equivariance`.
         temperature: divides the cosines of "contrastive".
-        target_temperature: every cell shall choose among grid_size ** 2 cells of each clip as its partner
-            does, by a softmax of this temperature; None: those cells alone are compared, and each must find
-            its own partner. See `vosnet.objectives.equivariance.unlikeness`.
+        target_temperature: of the partners' likeness to each other, which is forgiven; None: none is. See
+            `vosnet.objectives.equivariance.unlikeness`.
         affinity_temperature: divides the cosines of the long-term affinity.
         embedding_dim: the two correspondence terms compare a projection of the features to so many channels,
             which is dropped after training; None: the features themselves.
         hidden_dim: channels inside that projection; None: the encoder's.
-        grid_size: cells compared per frame, or chosen from, are grid_size ** 2, on a lattice shifted at
-            random.
+        grid_size: cells compared per frame are grid_size ** 2, on a lattice shifted at random.
         stop_gradient: "target": the right sides, Phi(E(.)), are constants and their frames run without
             gradient, unless the segmentation term needs it; "none": both sides learn.
         long_term_gap: smallest distance of the distant frames from frame 0; clips that do not keep it are
@@ -210,18 +208,17 @@ class Unified(Objective):
     def short_term(self, features: Features, clip: Clip) -> Tensor:
         """L_short: E(Phi(I_0)) against Phi(E(I_1)), scalar."""
         following = self._target(features.compared[1])
-        pairs = functools.partial(self._short_pairs, features.view[0], following, clip.theta)
-        return self._unlikeness(pairs, clip.draws[:, :2], following)
+        index = grid_index(clip.draws[:, :2], following.shape[-2], following.shape[-1], self.grid_size)
+        return self._unlikeness(*self._short_pairs(features.view[0], following, clip.theta, index))
 
     def long_term(self, features: Features, clip: Clip) -> Tensor:
         """L_long: E(I_0) against the aligned Phi(E(I_t')), mean over the distant frames, scalar."""
         losses = []
         for t in range(2, clip.frames.shape[1]):
             distant = self._target(features.compared[t])
-            pairs = functools.partial(
-                self._long_pairs, features.compared[0], features.view[t], distant, clip.theta
-            )
-            losses.append(self._unlikeness(pairs, clip.draws[:, 2:4], distant))
+            index = grid_index(clip.draws[:, 2:4], distant.shape[-2], distant.shape[-1], self.grid_size)
+            pairs = self._long_pairs(features.compared[0], features.view[t], distant, clip.theta, index)
+            losses.append(self._unlikeness(*pairs))
         return torch.stack(losses).mean()
 
     def degenerate(self, terms: dict[str, float]) -> str | None:
@@ -266,21 +263,11 @@ class Unified(Objective):
     def _target(self, features: Tensor) -> Tensor:
         return features.detach() if self.stop_gradient == "target" else features
 
-    def _unlikeness(self, pairs: Callable[[Tensor], Any], draws: Tensor, features: Tensor) -> Tensor:
-        """Of the lattice's cells, or of all cells choosing among those."""
-        lattice = grid_index(draws, features.shape[-2], features.shape[-1], self.grid_size)
-        if self.target_temperature is None:
-            rows, targets = pairs(lattice)
-            anchors = targets
-        else:
-            cells = torch.arange(features.shape[-2] * features.shape[-1], device=features.device)
-            rows, targets = pairs(cells.expand(len(draws), -1))
-            anchors = take_cells(targets.view(len(draws), len(cells), -1), lattice).flatten(0, 1)
+    def _unlikeness(self, rows: Tensor, targets: Tensor) -> Tensor:
         return unlikeness(
             rows,
-            targets,
-            gather_ranks(anchors),
-            first=world()[0] * len(anchors),
+            gather_ranks(targets),
+            first=world()[0] * len(rows),
             likeness=self.likeness,
             temperature=self.temperature,
             target_temperature=self.target_temperature,

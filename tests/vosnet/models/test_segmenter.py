@@ -63,6 +63,15 @@ def test_with_residual_a_decoder_that_says_nothing_copies_in_every_round(upsampl
     torch.testing.assert_close(second, first)
 
 
+def test_with_residual_no_gradient_passes_through_the_copied_mask() -> None:
+    segmenter = MaskSegmenter(residual=True, **TINY)
+    support = torch.randn(1, 2, 6, 4, 4, requires_grad=True)
+    copied = torch.rand(1, 2, 4, 4, requires_grad=True)
+    segmenter.refine(torch.randn(1, 3, 32, 32), support, torch.rand(1, 2, 4, 4), copied).sum().backward()
+    assert copied.grad is None
+    assert support.grad is not None
+
+
 def test_the_mask_reaches_the_features_and_random_numbers_follow_the_seed() -> None:
     torch.manual_seed(5)
     first = MaskSegmenter(**TINY).eval()

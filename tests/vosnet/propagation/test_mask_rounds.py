@@ -9,6 +9,7 @@ import torch
 
 from tests.vosnet.models.test_segmenter import TINY
 from tests.vosnet.propagation.helpers import make_mask, make_propagator, make_scene
+from vosnet import matching
 from vosnet.errors import InputError, UsageError
 from vosnet.matching import Chunks
 from vosnet.models import MaskSegmenter, build_encoder, save_encoder
@@ -65,6 +66,21 @@ def test_decoding_follows_the_equations() -> None:
     with torch.no_grad():
         logits = segmenter.refine(image, copied[None, None, 1:], copied[None, :1], copied[None, :1])
     torch.testing.assert_close(got, soft_aggregate(logits).softmax(1)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_all_planes_are_copied_by_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    search = matching.knn_propagate
+    monkeypatch.setattr(
+        matching, "knn_propagate", lambda *a, **k: counted.append(a[2].shape[2]) or search(*a, **k)
+    )
+    query, memory = (matching.normalize_features(torch.randn(*n, 4, 5, 6)) for n in ((), (2,)))
+    near, value = matching.Neighborhood("disc", 3), torch.rand(2, 70, 5, 6)
+    given = {"k": 3, "temperature": 0.1, "neighborhood": near}
+    whole = matching.nearest_readout(query, memory, value, **given)
+    parts = matching.nearest_readout(query, memory, value, chunks=matching.Chunks(channels=20), **given)
+    assert counted == [70, 20, 20, 20, 10]
+    torch.testing.assert_close(whole, parts)
 
 
 def run_planes(propagator: Propagator, frames: np.ndarray, given: torch.Tensor) -> torch.Tensor:
