@@ -193,16 +193,17 @@ class Unified(Objective):
             learning = needed if self.segmentation.encoder_gradient else learning
         frames, size = sorted(learning), len(clip.frames)
         images = [clip.frames[:, t] for t in frames] + [clip.view[:, t] for t in moved]
-        encoded, compared = self._encode(_stacked(images))
-        view = dict(zip(moved, torch.split(compared[size * len(frames) :], size), strict=True))
-        main = dict(zip(frames, torch.split(encoded, size), strict=False))
-        projected = dict(zip(frames, torch.split(compared, size), strict=False))
+        encoded, compared = (torch.split(made, size) for made in self._encode(_stacked(images)))
+        main = dict(zip(frames, encoded, strict=False))
+        projected = dict(zip(frames, compared, strict=False))
+        view = dict(zip(moved, compared[len(frames) :], strict=True))
         still = sorted(needed - learning)
         if still:
             with torch.no_grad():
-                encoded, compared = self._encode(_stacked([clip.frames[:, t] for t in still]))
-            main |= dict(zip(still, torch.split(encoded, size), strict=True))
-            projected |= dict(zip(still, torch.split(compared, size), strict=True))
+                made = self._encode(_stacked([clip.frames[:, t] for t in still]))
+            encoded, compared = (torch.split(part, size) for part in made)
+            main |= dict(zip(still, encoded, strict=True))
+            projected |= dict(zip(still, compared, strict=True))
         return Features(main, projected, view)
 
     def short_term(self, features: Features, clip: Clip) -> Tensor:

@@ -289,6 +289,13 @@ def test_a_run_with_all_terms_makes_pseudo_masks_and_goes_on_exactly_after_a_sto
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
+def test_a_run_with_the_segmentation_term_alone_trains_encoder_and_decoder(tmp_path: Path) -> None:
+    alone = ("objective.short_term_weight=0", "objective.long_term_weight=0")
+    train_toy(tmp_path / "run", *WITH_MASKS, *alone)
+    terms = [set(row) & {"short_term", "long_term", "segmentation"} for row in read_rows(tmp_path / "run")]
+    assert terms == [{"segmentation"}] * 3
+
+
 def test_collapse_ends_the_run_with_the_value(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"E702 .* frame_variance is .*, below objective.min_frame_var"):
         train_toy(tmp_path / "run", *TOY, "objective.min_frame_variance=1.1")
