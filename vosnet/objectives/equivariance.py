@@ -30,6 +30,7 @@ from vosnet.objectives.anchors import take_cells
 from vosnet.transforms import warp_images
 
 Likeness = Literal["contrastive", "cosine"]
+Alignment = Literal["hard", "soft"]
 
 
 def moved_features(features: Tensor, theta: Tensor) -> Tensor:
@@ -89,6 +90,39 @@ def long_term_pairs(
     return _cells(query, index), _cells(aligned, index)
 
 
+def long_term_assignments(
+    query: Tensor, moved: Tensor, distant: Tensor, theta: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The two sides of the long-term term under a hard affinity.
+
+    Each cell of the transformed frame belongs to the anchor, a cell of I_t, that E(Phi(I_t')) finds most
+    alike; its features Phi(E(I_t')) shall be those of that anchor. No gradient passes through the choice.
+    Read as a matrix, the choice is A_{Phi(t')}^t with one 1 per transformed cell. It is also the space-time
+    self-training of Araslanov et al. 2021 for one pair of frames.
+
+    Args:
+        query: E(I_t), [B, C, h, w].
+        moved: E(Phi(I_t')), [B, C, h, w].
+        distant: E(I_t'), [B, C, h, w].
+        theta: Phi, [B, 2, 3].
+        index: the anchors, cells of I_t, [B, N].
+
+    Returns:
+        Unit vectors of Phi(E(I_t')), [B * h * w, C], of the anchors, [B * N, C], and each row's anchor,
+        [B * h * w].
+    """
+    B, N = index.shape
+    anchors = _cells(query, index)
+    with torch.no_grad():
+        likeness = F.normalize(moved.float(), dim=1).flatten(2).transpose(1, 2) @ anchors.view(
+            B, N, -1
+        ).transpose(1, 2)
+        label = likeness.argmax(2) + torch.arange(B, device=index.device)[:, None] * N
+    rows = moved_features(F.normalize(distant.float(), dim=1), theta)
+    rows = F.normalize(rows, dim=1).flatten(2).transpose(1, 2)
+    return rows.flatten(0, 1), anchors, label.flatten()
+
+
 def unlikeness(
     rows: Tensor,
     targets: Tensor,
@@ -96,7 +130,6 @@ def unlikeness(
     first: int,
     likeness: Likeness,
     temperature: float,
-    target_temperature: float | None = None,
 ) -> Tensor:
     """How far rows are from their targets, scalar.
 
@@ -108,18 +141,11 @@ def unlikeness(
         likeness: "contrastive": cross-entropy of finding the own target among all; "cosine": one minus the
             cosine of the own target.
         temperature: divides the cosines; only for "contrastive".
-        target_temperature: other targets are right too, by a softmax over their cosines with the own target
-            divided by this: cells that look alike need not be told apart, such as neighbours that Phi has
-            enlarged. None: the own target alone is right.
     """
-    own = targets[first : first + len(rows)]
     if likeness == "cosine":
-        return 1 - (rows * own).sum(1).mean()
-    if target_temperature is None:
-        right = torch.arange(first, first + len(rows), device=rows.device)
-    else:
-        right = (own.detach() @ targets.detach().t() / target_temperature).softmax(1)
-    return F.cross_entropy(rows @ targets.t() / temperature, right)
+        return 1 - (rows * targets[first : first + len(rows)]).sum(1).mean()
+    label = torch.arange(first, first + len(rows), device=rows.device)
+    return F.cross_entropy(rows @ targets.t() / temperature, label)
 
 
 def feature_variance(features: Tensor) -> Tensor:

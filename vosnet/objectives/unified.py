@@ -17,10 +17,13 @@ from vosnet.models import ProjectionHead
 from vosnet.models.segmenter import MaskSegmenter
 from vosnet.objectives.anchors import grid_index
 from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob
+from vosnet.objectives.contrast import anchor_cross_entropy
 from vosnet.objectives.equivariance import (
+    Alignment,
     Likeness,
     feature_variance,
     frame_variance,
+    long_term_assignments,
     long_term_pairs,
     short_term_pairs,
     unlikeness,
@@ -35,6 +38,7 @@ from vosnet.objectives.pseudo_masks import (
 )
 from vosnet.transforms import Clip
 
+CHUNK_SIZE = 2048  # cells per block of the long-term loss; changes memory and time, not the result
 _GIVEN_BY_CODE = ("output_stride", "num_clusters")
 
 
@@ -55,13 +59,15 @@ class Unified(Objective):
         segmentation_weight: of L_seg.
         likeness: what "~" is; see `vosnet.objectives.equivariance`.
         temperature: divides the cosines of "contrastive".
-        target_temperature: of the partners' likeness to each other, which is forgiven; None: none is. See
-            `vosnet.objectives.equivariance.unlikeness`.
-        affinity_temperature: divides the cosines of the long-term affinity.
+        alignment: how the long-term affinity copies: "hard" or "soft"; see
+            `vosnet.objectives.equivariance`.
+        affinity_temperature: divides the cosines of the soft affinity.
         embedding_dim: the two correspondence terms compare a projection of the features to so many channels,
             which is dropped after training; None: the features themselves.
         hidden_dim: channels inside that projection; None: the encoder's.
-        grid_size: cells compared per frame are grid_size ** 2, on a lattice shifted at random.
+        grid_size: the long-term term's cells of I_t are grid_size ** 2, on a lattice shifted at random.
+        short_term_grid_size: the same of the short-term term; cells nearer to each other than Phi enlarges
+            look alike and must not be told apart.
         stop_gradient: "target": the right sides, Phi(E(.)), are constants and their frames run without
             gradient, unless the segmentation term needs it; "none": both sides learn.
         long_term_gap: smallest distance of the distant frames from frame 0; clips that do not keep it are
@@ -87,11 +93,12 @@ class Unified(Objective):
         segmentation_weight: float = 1.0,
         likeness: Likeness = "contrastive",
         temperature: float = 0.1,
-        target_temperature: float | None = None,
+        alignment: Alignment = "hard",
         affinity_temperature: float = 0.05,
         embedding_dim: int | None = None,
         hidden_dim: int | None = None,
         grid_size: int = 8,
+        short_term_grid_size: int = 4,
         stop_gradient: Literal["target", "none"] = "target",
         long_term_gap: int = 5,
         min_frame_variance: float = 1e-3,
@@ -109,13 +116,13 @@ class Unified(Objective):
         }
         _check_weights(weights)
         _check_choice("likeness", likeness, ("contrastive", "cosine"))
+        _check_choice("alignment", alignment, ("hard", "soft"))
         _check_choice("stop_gradient", stop_gradient, ("target", "none"))
         for name, value in (
             ("temperature", temperature),
-            ("target_temperature", target_temperature),
             ("affinity_temperature", affinity_temperature),
         ):
-            if value is not None and not value > 0:
+            if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         clustering, mask_embedding = clustering or {}, mask_embedding or {}
         _check_keys("clustering", clustering, [f.name for f in dataclasses.fields(ClusterSettings)])
@@ -124,8 +131,9 @@ class Unified(Objective):
         self.short_term_weight, self.long_term_weight = short_term_weight, long_term_weight
         self.segmentation_weight = segmentation_weight
         self.likeness, self.temperature = likeness, temperature
-        self.target_temperature = target_temperature
+        self.alignment = alignment
         self.affinity_temperature, self.grid_size = affinity_temperature, grid_size
+        self.short_term_grid_size = short_term_grid_size
         self.stop_gradient, self.long_term_gap = stop_gradient, long_term_gap
         self.min_frame_variance = min_frame_variance
         self.clusters = ClusterSettings(**clustering)
@@ -146,11 +154,13 @@ class Unified(Objective):
             self.refresh_interval = interval
         self._encode = self._run_encoder
         self._short_pairs, self._long_pairs = short_term_pairs, self._long
+        self._assignments = long_term_assignments
 
     def compile_graphs(self, backend: str = "inductor") -> None:
         whole = functools.partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
         self._encode = whole(self._run_encoder)
         self._short_pairs, self._long_pairs = whole(short_term_pairs), whole(self._long)
+        self._assignments = whole(long_term_assignments)
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         """Losses and watch values of one batch.
@@ -184,42 +194,58 @@ class Unified(Objective):
     def embed(self, clip: Clip) -> Features:
         """Features of the frames that the terms need, with gradient only where one of them needs it."""
         T = clip.frames.shape[1]
-        distant = range(2, T) if self.long_term_weight else range(0)
-        moved = [*([0] if self.short_term_weight else []), *distant]
-        needed = {*([1] if self.short_term_weight else []), *([0, *distant] if distant else [])}
-        learning = needed if self.stop_gradient == "none" else needed & {0}
+        distant = set(range(2, T)) if self.long_term_weight else set()
+        views = {*([0] if self.short_term_weight else []), *distant}
+        frames = {*([1] if self.short_term_weight else []), *([0, *distant] if distant else [])}
+        if self.stop_gradient == "none":
+            learning, learning_views = frames, views
+        elif self.alignment == "hard":
+            learning, learning_views = frames - {1}, views - distant
+        else:
+            learning, learning_views = frames & {0}, views
         if self.segmentation is not None:
-            needed = set(range(T))
-            learning = needed if self.segmentation.encoder_gradient else learning
-        frames, size = sorted(learning), len(clip.frames)
-        images = [clip.frames[:, t] for t in frames] + [clip.view[:, t] for t in moved]
-        encoded, compared = (torch.split(made, size) for made in self._encode(_stacked(images)))
-        main = dict(zip(frames, encoded, strict=False))
-        projected = dict(zip(frames, compared, strict=False))
-        view = dict(zip(moved, compared[len(frames) :], strict=True))
-        still = sorted(needed - learning)
-        if still:
-            with torch.no_grad():
-                made = self._encode(_stacked([clip.frames[:, t] for t in still]))
-            encoded, compared = (torch.split(part, size) for part in made)
-            main |= dict(zip(still, encoded, strict=True))
-            projected |= dict(zip(still, compared, strict=True))
-        return Features(main, projected, view)
+            frames = set(range(T))
+            learning = frames if self.segmentation.encoder_gradient else learning
+        found = self._embed(clip, learning, learning_views)
+        with torch.no_grad():
+            fixed = self._embed(clip, frames - learning, views - learning_views)
+        return Features(*({**ours, **theirs} for ours, theirs in zip(found, fixed, strict=True)))
+
+    def _embed(self, clip: Clip, frames: set[int], views: set[int]) -> tuple[dict[int, Tensor], ...]:
+        """The contents of `Features` for some frames, by one pass."""
+        images = [clip.frames[:, t] for t in sorted(frames)] + [clip.view[:, t] for t in sorted(views)]
+        if not images:
+            return {}, {}, {}
+        encoded, compared = (torch.split(made, len(clip.frames)) for made in self._encode(_stacked(images)))
+        return (
+            dict(zip(sorted(frames), encoded, strict=False)),
+            dict(zip(sorted(frames), compared, strict=False)),
+            dict(zip(sorted(views), compared[len(frames) :], strict=True)),
+        )
 
     def short_term(self, features: Features, clip: Clip) -> Tensor:
         """L_short: E(Phi(I_0)) against Phi(E(I_1)), scalar."""
         following = self._target(features.compared[1])
-        index = grid_index(clip.draws[:, :2], following.shape[-2], following.shape[-1], self.grid_size)
+        h, w = following.shape[-2:]
+        index = grid_index(clip.draws[:, :2], h, w, self.short_term_grid_size)
         return self._unlikeness(*self._short_pairs(features.view[0], following, clip.theta, index))
 
     def long_term(self, features: Features, clip: Clip) -> Tensor:
         """L_long: E(I_0) against the aligned Phi(E(I_t')), mean over the distant frames, scalar."""
         losses = []
         for t in range(2, clip.frames.shape[1]):
-            distant = self._target(features.compared[t])
+            distant = features.compared[t]
             index = grid_index(clip.draws[:, 2:4], distant.shape[-2], distant.shape[-1], self.grid_size)
-            pairs = self._long_pairs(features.compared[0], features.view[t], distant, clip.theta, index)
-            losses.append(self._unlikeness(*pairs))
+            if self.alignment == "hard":
+                rows, anchors, label = self._assignments(
+                    features.compared[0], features.view[t], distant, clip.theta, index
+                )
+                label = label + world()[0] * len(anchors)
+                losses.append(self._chosen(rows, gather_ranks(anchors), label))
+            else:
+                target = self._target(distant)
+                pairs = self._long_pairs(features.compared[0], features.view[t], target, clip.theta, index)
+                losses.append(self._unlikeness(*pairs))
         return torch.stack(losses).mean()
 
     def degenerate(self, terms: dict[str, float]) -> str | None:
@@ -271,7 +297,14 @@ class Unified(Objective):
             first=world()[0] * len(rows),
             likeness=self.likeness,
             temperature=self.temperature,
-            target_temperature=self.target_temperature,
+        )
+
+    def _chosen(self, rows: Tensor, anchors: Tensor, label: Tensor) -> Tensor:
+        if self.likeness == "cosine":
+            return 1 - (rows * anchors[label]).sum(1).mean()
+        every = torch.arange(len(rows), device=rows.device)
+        return anchor_cross_entropy(
+            rows, every, anchors, label, temperature=self.temperature, chunk_size=CHUNK_SIZE
         )
 
     def _check_clip(self, clip: Clip) -> None:

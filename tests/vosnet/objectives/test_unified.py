@@ -15,9 +15,11 @@ from tests.support.dul import ToyEncoder
 from tests.support.toy_training import losses, train_toy
 from vosnet.errors import DivergedError, UsageError
 from vosnet.objectives import OBJECTIVES, Unified, build_objective
+from vosnet.objectives.anchors import grid_index
 from vosnet.objectives.equivariance import (
     feature_variance,
     frame_variance,
+    long_term_assignments,
     long_term_pairs,
     moved_features,
     short_term_pairs,
@@ -111,6 +113,36 @@ def test_the_long_term_alignment_is_the_written_out_one() -> None:
         torch.testing.assert_close(rows[3 * b : 3 * b + 3], q[:, index[b]].t().float())
 
 
+def test_the_hard_alignment_is_the_written_out_one() -> None:
+    query, moved, distant = torch.randn(3, 2, 6, 5, 5)
+    theta, index = thetas()[:2], torch.tensor([[0, 7, 24, 11], [3, 3, 12, 20]])
+    rows, anchors, label = long_term_assignments(query, moved, distant, theta, index)
+    assert not label.is_floating_point()
+    value = moved_features(F.normalize(distant.double(), dim=1), theta.double())
+    for b in range(2):
+        q, k = (F.normalize(x[b].double().flatten(1), dim=0) for x in (query, moved))
+        for cell in range(25):
+            alike = [float(k[:, cell] @ q[:, n]) for n in index[b]]
+            assert int(label[25 * b + cell]) == 4 * b + alike.index(max(alike))
+            expected = F.normalize(value[b].flatten(1)[:, cell], dim=0).float()
+            torch.testing.assert_close(rows[25 * b + cell], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(anchors[4 * b : 4 * b + 4], q[:, index[b]].t().float())
+
+
+def test_the_hard_alignment_is_a_cross_entropy_over_all_anchors_in_the_term() -> None:
+    objective, clip = toy_unified(short_term_weight=0.0, grid_size=2), toy_clip(T=3)
+    features = objective.embed(clip)
+    loss = objective.long_term(features, clip)
+    index = grid_index(clip.draws[:, 2:4], *features.main[0].shape[-2:], 2)
+    rows, anchors, label = long_term_assignments(
+        features.compared[0], features.view[2], features.compared[2], clip.theta, index
+    )
+    torch.testing.assert_close(loss, F.cross_entropy(rows @ anchors.t() / objective.temperature, label))
+    assert not features.view[2].requires_grad
+    (gradient,) = torch.autograd.grad(loss, features.compared[0])
+    assert float(gradient.abs().sum()) > 0  # anchors learn too
+
+
 def test_the_contrast_is_a_cross_entropy_over_the_targets_of_all_ranks() -> None:
     rows, targets = (F.normalize(torch.randn(n, 5), dim=1) for n in (4, 12))
     loss = unlikeness(rows, targets, first=4, likeness="contrastive", temperature=0.1)
@@ -119,34 +151,9 @@ def test_the_contrast_is_a_cross_entropy_over_the_targets_of_all_ranks() -> None
     torch.testing.assert_close(loss, expected)
 
 
-def test_targets_that_look_alike_are_forgiven_by_their_likeness() -> None:
-    rows, targets = (F.normalize(torch.randn(n, 5), dim=1) for n in (4, 12))
-    rows.requires_grad_()
-
-    def loss(target_temperature: float) -> Tensor:
-        return unlikeness(
-            rows,
-            targets,
-            first=4,
-            likeness="contrastive",
-            temperature=0.1,
-            target_temperature=target_temperature,
-        )
-
-    right = torch.softmax(targets[4:8].double() @ targets.double().t() / 0.05, dim=1)
-    expected = -(right * torch.log_softmax(rows.detach().double() @ targets.double().t() / 0.1, 1)).sum(1)
-    torch.testing.assert_close(loss(0.05).detach(), expected.mean().float())
-    with torch.no_grad():
-        rows.copy_(targets[4:8])
-    (gradient,) = torch.autograd.grad(
-        loss(0.1), rows
-    )  # with equal temperatures rows want to be their targets
-    torch.testing.assert_close(gradient, torch.zeros_like(rows), rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("stop_gradient", ["target", "none"])
 def test_a_projection_learns_with_the_encoder(stop_gradient: str) -> None:
-    objective = toy_unified(target_temperature=0.05, embedding_dim=6, stop_gradient=stop_gradient)
+    objective = toy_unified(embedding_dim=6, stop_gradient=stop_gradient)
     output = objective(toy_clip())
     output.total.backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in objective.encoder.parameters())
@@ -174,11 +181,13 @@ class Constant(nn.Module):
 def test_features_that_say_nothing_do_not_lower_the_contrast_but_please_the_cosine() -> None:
     guess = math.log(2 * 16)
     for kind, allowed in (("constant", 1e-5), ("place", 2.0)):
-        objective = Unified(Constant(kind), segmentation_weight=0.0, grid_size=4)
+        objective = Unified(Constant(kind), segmentation_weight=0.0, grid_size=4, alignment="soft")
         terms = objective(toy_clip()).terms
         assert float(terms["short_term"]) >= guess - 1e-5  # no better than guessing
         assert float(terms["long_term"]) >= guess - allowed
     collapsed = Unified(Constant("constant"), segmentation_weight=0.0, grid_size=4, likeness="cosine")
+    hard = Unified(Constant("constant"), segmentation_weight=0.0, grid_size=4)
+    assert float(hard(toy_clip()).terms["long_term"]) >= guess - 1e-5
     output = collapsed(toy_clip())
     assert float(output.total.detach()) == pytest.approx(0, abs=1e-5)
     values = {name: float(value) for name, value in output.terms.items()}
@@ -242,6 +251,7 @@ def test_clips_of_wrong_distances_are_refused(frame_ids: list[int], message: str
     [
         ({"short_term_weight": 0.0, "long_term_weight": 0.0}, "at least one must be positive"),
         ({"long_term_weight": -1.0}, "long_term_weight must not be negative"),
+        ({"alignment": "none"}, "alignment must be one of hard, soft, got 'none'"),
         ({"likeness": "l2"}, "likeness must be one of contrastive, cosine, got 'l2'"),
         ({"temperature": 0.0}, "temperature must be positive"),
         (
