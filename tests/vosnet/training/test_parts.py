@@ -81,7 +81,9 @@ def test_cosine_over_steps_ignores_the_clock() -> None:
     assert schedule.factor(50, 1e9) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
 
 
-def test_f37_the_first_signal_is_a_request_and_the_second_acts() -> None:
+def test_f37_the_first_signal_is_a_request_and_the_second_acts(request: pytest.FixtureRequest) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with stop_on_signals() as stop:
         assert not stop
         signal.raise_signal(signal.SIGINT)
