@@ -116,6 +116,7 @@ class Loop:
         self._checked = self._validations_due()
         self._validated_at = -1
         self.refreshed: dict[str, Any] | None = None  # what made the files that the objective uses
+        self._refresh_s = 0.0  # what the last refresh took
 
     def state(self) -> dict[str, Any]:
         """Plain values from which `load` continues; `seconds` is the time the schedule has used up."""
@@ -127,6 +128,7 @@ class Loop:
             "window": dataclasses.asdict(self.window),
             "checked": self._checked,
             "refreshed": self.refreshed,
+            "refresh_s": self._refresh_s,
             "phase": dataclasses.asdict(self.phase),
         }
 
@@ -137,6 +139,7 @@ class Loop:
         self.window = Window(**state["window"])
         self._checked = state["checked"]
         self.refreshed = state.get("refreshed")
+        self._refresh_s = state.get("refresh_s", 0.0)
         self._row_at = (self.step, self.seconds, self.waited_s)
         self._saved_at_s = self.seconds
 
@@ -167,18 +170,26 @@ class Loop:
         """Refresh the objective's files if that is due; False when a stop was asked for meanwhile.
 
         The state before is saved first: a refresh that is interrupted is repeated from the same weights.
+        Files that would be done when little or no time is left to use them are not made.
         """
         every = self.trainer.objective.refresh_interval
         if every is None:
             return True
         interval = every.passed(self.step, self.seconds, self.schedule.steps_per_epoch)
-        if self.refreshed is not None and self.refreshed["interval"] >= interval:
+        if self.refreshed is not None and (self.refreshed["interval"] >= interval or self._is_too_late()):
             return True
         if self.step:
             self.hooks.save(self)
+        began = time.monotonic()
         made = self.hooks.refresh(self, interval, stop)
+        self._refresh_s = self.world.sum([(time.monotonic() - began) * self.world.is_main])[0]
         self.refreshed = made or self.refreshed
         return made is not None
+
+    def _is_too_late(self) -> bool:
+        """Whether a refresh would take more of the run's time than it leaves for training."""
+        left = self.schedule.limit_s - self.seconds
+        return left < 2 * self._refresh_s
 
     def _next(self, batches: Iterator[Crops]) -> Crops:
         began = time.monotonic()

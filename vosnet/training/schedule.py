@@ -33,6 +33,14 @@ class Schedule:
             return self.settings.epochs * self.steps_per_epoch
         return None
 
+    @property
+    def limit_s(self) -> float:
+        """Training time of the run at which the schedule ends; infinite when it is limited by steps."""
+        if self.total_steps is not None:
+            return math.inf
+        assert self.settings.minutes is not None
+        return self.start_s + 60 * self.settings.minutes
+
     def epoch(self, step: int) -> int:
         """Epochs completed before `step`."""
         return (step - self.start_step) // self.steps_per_epoch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,15 +28,18 @@ class Refreshing(Objective):
 
     calls = 0
 
-    def __init__(self, encoder: nn.Module, *, every: int = 2, limit: float = -1.0) -> None:
+    def __init__(
+        self, encoder: nn.Module, *, every: int = 2, limit: float = -1.0, refresh_s: float = 0.0
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.refresh_interval = RefreshInterval(steps=every)
-        self.limit = limit
+        self.limit, self.refresh_s = limit, refresh_s
 
     def refresh(self, job: RefreshJob) -> Iterator[str]:
         Refreshing.calls += 1
         for video in job.share():
+            time.sleep(self.refresh_s)
             images = torch.from_numpy(video.read([len(video) - 1])).permute(0, 3, 1, 2).float() / 255
             with torch.no_grad():
                 self.encoder.eval()
@@ -129,6 +133,14 @@ def test_files_of_another_checkpoint_or_data_set_are_refused_and_missing_ones_ma
 def test_training_that_came_to_nothing_is_stopped_with_the_value(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"E702 .*came to nothing at step 0: size is \d"):
         train_toy(tmp_path / "run", *TOY, "objective.limit=1e9")
+
+
+def test_files_that_could_hardly_be_used_any_more_are_not_made(tmp_path: Path) -> None:
+    timed = "objective={name: refreshing, refresh_s: 0.3}"
+    train_toy(tmp_path / "run", timed, "schedule={minutes: 0.03}")  # the first takes 1.5 of 1.8 s
+    assert Refreshing.calls == 1
+    train_toy(tmp_path / "steps", timed, "schedule={steps: 3}")  # no clock: however long it takes
+    assert Refreshing.calls == 1 + 2
 
 
 def test_ranks_share_the_videos() -> None:
