@@ -23,9 +23,10 @@ class MaskSegmenter(nn.Module):
         output_stride: the visual encoder's.
         width, depth, mask_dim: `width`, `depth` and `out_dim` of `MaskEncoder`.
         hidden_dim, skips, upsample: see `MaskDecoder`.
-        residual: the decoder's answer is added to the log-odds of the copied mask, Y-bar_q of round 1, in
-            every round: an untrained decoder then copies, and learns to correct. No gradient passes through
-            that mask. False: the answer stands alone.
+        residual: the decoder's answer is added to half the log-odds of the copied mask, Y-bar_q of round 1,
+            in every round: an untrained decoder then copies, and learns to correct. Half, because the
+            aggregation sets an object's odds against those of its absence: a single logit l becomes the
+            probability sigmoid(2 l). No gradient passes through that mask. False: the answer stands alone.
 
     Attributes:
         settings: these arguments, for the checkpoint.
@@ -100,7 +101,7 @@ class MaskSegmenter(nn.Module):
         logits = logits.float().view(*masks.shape[:2], *logits.shape[1:])
         if not self.residual:
             return logits
-        odds = torch.logit(copied.detach().float(), eps=MIN_COPIED)
+        odds = 0.5 * torch.logit(copied.detach().float(), eps=MIN_COPIED)
         if odds.shape[-2:] != logits.shape[-2:]:
             odds = functional.interpolate(odds, logits.shape[-2:], mode="bilinear")
         return logits + odds
