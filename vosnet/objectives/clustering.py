@@ -58,7 +58,9 @@ def position_vector(place: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1) / math.sqrt(3 * waves)
 
 
-def cell_points(features: Tensor, time: Tensor, *, position_dim: int, position_weight: float) -> Tensor:
+def cell_points(
+    features: Tensor, time: Tensor, *, position_dim: int, position_weight: float, upsample: int = 1
+) -> Tensor:
     """The points that are clustered: unit features beside weighted position vectors.
 
     Args:
@@ -66,16 +68,26 @@ def cell_points(features: Tensor, time: Tensor, *, position_dim: int, position_w
         time: where those frames lie in the video, 0 its first frame and 1 its last, [T].
         position_dim: length of the position vector; see `position_vector`.
         position_weight: length of the position vector beside a feature of length 1.
+        upsample: points per cell along each axis, with bilinear features between the cells' middles.
 
     Returns:
-        [T * h * w, C + position_dim] float32, row-major in (t, y, x).
+        [T * h * w, C + position_dim] float32, row-major in (t, y, x), with h and w times `upsample`.
     """
     C, h, w = features.shape[1:]
-    unit = F.normalize(features.float(), dim=1).permute(0, 2, 3, 1).reshape(-1, C)
-    y, x = (torch.arange(n, device=features.device) / max(1, n - 1) for n in (h, w))
+    dense = features.float()
+    if upsample > 1:
+        dense = F.interpolate(dense, scale_factor=upsample, mode="bilinear")
+    unit = F.normalize(dense, dim=1).permute(0, 2, 3, 1).reshape(-1, C)
+    y, x = (_middles(n, upsample).to(features.device) for n in (h, w))
     grid = torch.meshgrid(time.to(y), y, x, indexing="ij")
     place = torch.stack(grid, dim=-1).view(-1, 3)
     return torch.cat([unit, position_weight * position_vector(place, position_dim)], dim=1)
+
+
+def _middles(count: int, upsample: int) -> Tensor:
+    """Places of points along an axis of `count` cells: 0 the first cell's middle and 1 the last one's."""
+    cells = (torch.arange(count * upsample) + 0.5) / upsample - 0.5
+    return (cells / max(1, count - 1)).clamp(0, 1)
 
 
 def fit_clusters(

@@ -46,6 +46,8 @@ class ClusterSettings:
         centroid_every: centroids are fitted on every so-many-th frame; every frame is assigned to them.
         max_points: centroids are fitted on fewer frames than that when they have more cells together.
         short_side: frames are first scaled down to this shorter side in pixels; None: not at all.
+        upsample: the features that are assigned are first enlarged so many times, bilinearly, which gives
+            the clusters smooth borders between cells; centroids are fitted on the features as they are.
         seed: of k-means.
     """
 
@@ -55,6 +57,7 @@ class ClusterSettings:
     centroid_every: int = 4
     max_points: int = 100_000
     short_side: int | None = 256
+    upsample: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,8 +67,9 @@ class ClusterSettings:
             raise ValueError(f"position_dim must be a positive multiple of 6, got {self.position_dim}")
         if self.position_weight < 0:
             raise ValueError(f"position_weight must not be negative, got {self.position_weight}")
-        if self.centroid_every < 1:
-            raise ValueError(f"centroid_every must be at least 1, got {self.centroid_every}")
+        for name in ("centroid_every", "upsample"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -143,27 +147,33 @@ def cluster_video(
 ) -> VideoMaps:
     """The space-time clusters of all frames of one video.
 
-    Frames are encoded a few at a time, each once: memory holds the points that centroids are fitted on, and
-    the label maps.
+    Frames are encoded a few at a time, each once: memory holds the features that centroids are fitted on,
+    their points, and the label maps.
 
     Raises:
         InputError: the video has fewer different cells than clusters, or cannot be read.
     """
     count = len(video)
-    points, grid, cell = _points(video, [0], encoder, settings, bfloat16=bfloat16)
-    every = max(settings.centroid_every, -(-count * len(points) // settings.max_points))
+    features, size = _features(video, [0], encoder, settings, bfloat16=bfloat16)
+    h, w = features.shape[-2:]
+    every = max(settings.centroid_every, -(-count * h * w // settings.max_points))
     fitted = range(0, count, every)
-    parts = [points]
-    parts += [_points(video, ids, encoder, settings, bfloat16=bfloat16)[0] for ids in _batches(fitted[1:])]
-    points = torch.cat(parts)
+    parts = [features]
+    parts += [_features(video, ids, encoder, settings, bfloat16=bfloat16)[0] for ids in _batches(fitted[1:])]
+    features = torch.cat(parts)
     del parts
-    clusters = fit_clusters(points, settings.num_clusters, seed=settings.seed)
-    labels: LabelMaps = np.empty((count, *grid), np.uint8)
-    labels[fitted] = _labels(points, clusters.centroids, grid)
+    points = _points(features, fitted, count, settings)
+    centroids = fit_clusters(points, settings.num_clusters, seed=settings.seed).centroids
+    del points
+    labels: LabelMaps = np.empty((count, h * settings.upsample, w * settings.upsample), np.uint8)
+    for start in range(0, len(fitted), _BATCH_FRAMES):
+        part = slice(start, start + _BATCH_FRAMES)
+        labels[fitted[part]] = _labels(features[part], fitted[part], count, centroids, settings)
     for ids in _batches([i for i in range(count) if i % every]):
-        points = _points(video, ids, encoder, settings, bfloat16=bfloat16)[0]
-        labels[ids] = _labels(points, clusters.centroids, grid)
-    return VideoMaps(labels, cell)
+        features = _features(video, ids, encoder, settings, bfloat16=bfloat16)[0]
+        labels[ids] = _labels(features, ids, count, centroids, settings)
+    side = float(encoder.output_stride) / settings.upsample  # type: ignore[arg-type]
+    return VideoMaps(labels, (side / size[0], side / size[1]))
 
 
 class PseudoMasks:
@@ -269,33 +279,41 @@ def _batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
     return (ids[start : start + _BATCH_FRAMES] for start in range(0, len(ids), _BATCH_FRAMES))
 
 
-def _labels(points: Tensor, centroids: Tensor, grid: tuple[int, int]) -> LabelMaps:
-    """Nearest centroids as maps, [frames, h, w]."""
-    label = assign_clusters(points, centroids)[0].to(torch.uint8)
-    return label.view(-1, *grid).cpu().numpy()
-
-
 def _points(
+    features: Tensor, ids: Sequence[int], count: int, settings: ClusterSettings, upsample: int = 1
+) -> Tensor:
+    """Points of the frames `ids` of a video of `count` frames."""
+    return cell_points(
+        features,
+        torch.tensor([i / max(1, count - 1) for i in ids], device=features.device),
+        position_dim=settings.position_dim,
+        position_weight=settings.position_weight,
+        upsample=upsample,
+    )
+
+
+def _labels(
+    features: Tensor, ids: Sequence[int], count: int, centroids: Tensor, settings: ClusterSettings
+) -> LabelMaps:
+    """Nearest centroids of frames as maps, [frames, h, w] with h and w times `upsample`."""
+    h, w = (settings.upsample * n for n in features.shape[-2:])
+    points = _points(features, ids, count, settings, settings.upsample)
+    return assign_clusters(points, centroids)[0].to(torch.uint8).view(-1, h, w).cpu().numpy()
+
+
+def _features(
     video: StoredVideo,
     ids: Sequence[int],
     encoder: nn.Module,
     settings: ClusterSettings,
     *,
     bfloat16: bool,
-) -> tuple[Tensor, tuple[int, int], tuple[float, float]]:
-    """Points of some frames, their grid, and the size of a cell as shares of the frame."""
+) -> tuple[Tensor, tuple[int, int]]:
+    """Features of some frames, [frames, C, h, w], and the (H, W) that the encoder saw."""
     frames = video.read(ids)
     if settings.short_side is not None:
         frames = np.stack([resize_short_side(frame, settings.short_side) for frame in frames])
-    features = _encode(frames, encoder, bfloat16=bfloat16)
-    time = torch.tensor([i / max(1, len(video) - 1) for i in ids], device=features.device)
-    points = cell_points(
-        features, time, position_dim=settings.position_dim, position_weight=settings.position_weight
-    )
-    h, w = features.shape[-2:]
-    stride = encoder.output_stride
-    cell = tuple(float(stride) / side for side in frames.shape[1:3])  # type: ignore[arg-type]
-    return points, (h, w), cast("tuple[float, float]", cell)
+    return _encode(frames, encoder, bfloat16=bfloat16), (frames.shape[1], frames.shape[2])
 
 
 @torch.no_grad()

@@ -122,6 +122,19 @@ def test_points_hold_unit_features_and_weighted_places_in_row_major_order() -> N
     torch.testing.assert_close(points[23, 5:], expected)
 
 
+def test_points_between_cells_have_features_and_places_between() -> None:
+    features, time = torch.randn(2, 5, 3, 4), torch.tensor([0.0, 1.0])
+    settings = {"position_dim": 6, "position_weight": 0.5}
+    plain = cell_points(features, time, **settings).view(2, 3, 4, 11)
+    fine = cell_points(features, time, **settings, upsample=3).view(2, 9, 12, 11)
+    torch.testing.assert_close(fine[:, 1::3, 1::3], plain)  # the middle point of a cell is the cell
+    between = torch.nn.functional.normalize(2 * features[0, :, 0, 0] + features[0, :, 0, 1], dim=0)
+    torch.testing.assert_close(fine[0, 1, 2, :5], between)
+    place = 0.5 * position_vector(torch.tensor([0.0, 0.0, 1 / 9]), 6)
+    torch.testing.assert_close(fine[0, 1, 2, 5:], place)
+    torch.testing.assert_close(fine[0, 0, 0, 5:], plain[0, 0, 0, 5:])  # no place beyond the first cell's
+
+
 def test_the_clusters_of_a_generated_video_are_its_objects() -> None:
     scene = Scene(2, size=(48, 80), num_objects=3, num_distractors=0)
     masks = torch.stack([torch.from_numpy(scene.render(4 * t)[1]) for t in range(6)]).long()[:, ::4, ::4]

@@ -97,6 +97,18 @@ def test_every_frame_is_assigned_however_few_the_centroids_come_from() -> None:
     np.testing.assert_array_equal(small.labels, again.labels)
 
 
+def test_finer_maps_show_the_same_clusters_with_finer_borders() -> None:
+    video = generated(1)
+    plain, fine = (
+        cluster_video(video, Colors(), ClusterSettings(3, short_side=None, upsample=n)) for n in (1, 3)
+    )
+    assert fine.labels.shape == (6, 39, 51)
+    assert fine.cell == pytest.approx((plain.cell[0] / 3, plain.cell[1] / 3))
+    np.testing.assert_array_equal(fine.labels[:, 1::3, 1::3], plain.labels)
+    blocks = plain.labels.repeat(3, 1).repeat(3, 2)
+    assert 0.8 < (fine.labels == blocks).mean() < 1
+
+
 def test_clusters_of_stored_maps_lie_where_the_clips_show_them(tmp_path: Path) -> None:
     stream = build_stream(
         seed=1,
