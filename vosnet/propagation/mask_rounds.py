@@ -54,6 +54,10 @@ class MaskRounds:
         """Pixels per cell of `mask_grid`."""
         return 4 if self.segmenter.settings["upsample"] else self.extractor.output_stride
 
+    def copied(self, planes: Tensor) -> Tensor:
+        """The copied masks among planes that were read out, background and objects, [1 + K, h, w]."""
+        return planes[[0, *range(1, planes.shape[0], self._width)]]
+
     @torch.no_grad()
     def decode(self, image: Tensor, planes: Tensor, objects_at_once: int) -> Tensor:
         """Probabilities after the last round.

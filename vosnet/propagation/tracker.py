@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vosnet.errors import InputError, UsageError
 from vosnet.matching import Chunks, nearest_readout, normalize_features, window_readout
@@ -80,9 +81,11 @@ class Tracker:
         if not new_ids and self.bank.length == 0:
             raise InputError("E283", "the first mask holds no object", "Mark at least one with an id from 1.")
         features = self.ladder.run(lambda: self._features(frame))
-        probs = self.ladder.run(lambda: self._probs(features.to(self.extractor.device), frame, mask, new_ids))
+        probs, copied = self.ladder.run(
+            lambda: self._probs(features.to(self.extractor.device), frame, mask, new_ids)
+        )
         self.ids += [i for i in new_ids if i not in self.ids]
-        values = self.ladder.run(lambda: self._values(probs, mask, new_ids))
+        values = self.ladder.run(lambda: self._values(probs, copied, mask, new_ids))
         grid = (features.shape[1], features.shape[2])
         stored = self.ladder.run(lambda: self._stored(values, frame, grid))
         channels = self._channels(new_ids) if new_ids else []
@@ -153,7 +156,8 @@ class Tracker:
 
     def _probs(
         self, features: Tensor, frame: np.ndarray, mask: np.ndarray | None, new_ids: list[int]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """The answer, and what was copied to begin with; without `rounds` they are one tensor."""
         if mask is None or not new_ids:
             return self._decoded(features, frame)
         grid = self._mask_grid((features.shape[1], features.shape[2]))
@@ -162,14 +166,20 @@ class Tracker:
         _check_all_there(given[-len(new_ids) :], mask, new_ids, self.protocol)
         given = given.to(features.device)
         if self.bank.length == 0:
-            return given
-        return self._merged(self._decoded(features, frame), given, new_ids)
+            return given, given
+        probs, copied = self._decoded(features, frame)
+        merged = self._merged(probs, given, new_ids)
+        if copied is probs:
+            return merged, merged
+        copied = functional.interpolate(copied[None], given.shape[-2:], mode="bilinear")[0]
+        return merged, self._merged(copied, given, new_ids)
 
-    def _decoded(self, features: Tensor, frame: np.ndarray) -> Tensor:
+    def _decoded(self, features: Tensor, frame: np.ndarray) -> tuple[Tensor, Tensor]:
         read = self._read(features)
         if self.rounds is None:
-            return read
-        return self.rounds.decode(self._image(frame), read, self._objects_at_once)
+            return read, read
+        answer = self.rounds.decode(self._image(frame), read, self._objects_at_once)
+        return answer, self.rounds.copied(read)
 
     def _read(self, features: Tensor) -> Tensor:
         """Every context's answer in its own channels."""
@@ -233,10 +243,10 @@ class Tracker:
         values = values.to(self.extractor.device)
         return self.rounds.embed(self._image(frame), values, grid, self._objects_at_once)
 
-    def _values(self, probs: Tensor, given: np.ndarray | None, new_ids: list[int]) -> Tensor:
-        """The answers, or the decided mask with annotated pixels as they were given."""
-        if self.protocol.memory_values == "soft":
-            return probs
+    def _values(self, probs: Tensor, copied: Tensor, given: np.ndarray | None, new_ids: list[int]) -> Tensor:
+        """What `memory_values` says; the decided mask has annotated pixels as they were given."""
+        if self.protocol.memory_values != "hard":
+            return copied if self.protocol.memory_values == "copied" else probs
         assert self.size is not None
         mask = decide(probs, self.ids, self.size, self.protocol, self.chunks.channels)
         if given is not None and new_ids:

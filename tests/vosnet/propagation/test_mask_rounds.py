@@ -97,7 +97,23 @@ def run_planes(propagator: Propagator, frames: np.ndarray, given: torch.Tensor) 
     return plain._read(plain._features(frames[1]))[1:]
 
 
-@pytest.mark.parametrize("memory_values", ["soft", "hard"])
+def test_copied_memory_does_not_feel_the_decoder_and_other_memory_does() -> None:
+    kept: dict[str, list[torch.Tensor]] = {"copied": [], "soft": []}
+    frames = make_scene(5)
+    for memory_values, found in kept.items():
+        for seed in (0, 1):
+            tracker = decoding_propagator(seed, memory_values=memory_values, rounds=1).tracker()
+            tracker.step(frames[0], make_mask(BOXES))
+            for frame in frames[1:]:
+                tracker.step(frame)
+            assert tracker.rounds is not None
+            _, values = tracker.bank.read(tracker.bank.contexts[0])
+            found.append(torch.stack([tracker.rounds.copied(planes) for planes in values]))
+    assert torch.equal(*kept["copied"])
+    assert not torch.allclose(*kept["soft"])
+
+
+@pytest.mark.parametrize("memory_values", ["soft", "hard", "copied"])
 def test_an_object_that_appears_later_joins_and_is_decoded(memory_values: str) -> None:
     propagator = decoding_propagator(memory_values=memory_values)
     masks = {0: make_mask({1: BOXES[1]}), 3: make_mask({2: BOXES[2]})}
