@@ -155,6 +155,36 @@ def dense_readout(query: Tensor, memory: Tensor, value: Tensor, *, temperature: 
     return out[:, 0, :, :M].transpose(1, 2).reshape(B, M, h, w)
 
 
+def nearest_attention(query: Tensor, memory: Tensor, value: Tensor, *, k: int, temperature: float) -> Tensor:
+    """`dense_readout` with the k most similar memory cells only: `nearest_readout` with a gradient.
+
+    No neighbourhood: every cell of every frame is a candidate. Scores are held for a few query cells at a
+    time, and only their k best are kept for the backward pass.
+
+    Args:
+        query: features of one frame per sample, [B, C, h, w].
+        memory: features of its context, [B, T, C, h, w].
+        value: what is copied, [B, T, M, h, w].
+        k: neighbours per query cell, over all frames together; all of them where there are fewer.
+        temperature: divides the dot products before the softmax over those k.
+
+    Returns:
+        Readout, [B, M, h, w] float32, differentiable in all three; the choice of neighbours is not.
+    """
+    B, _, M, h, w = value.shape
+    with torch.autocast(query.device.type, enabled=False):
+        queries = query.float().flatten(2).transpose(1, 2)  # [B, h * w, C]
+        keys = memory.float().transpose(1, 2).flatten(2)  # [B, C, T * h * w]
+        labels = value.float().transpose(1, 2).flatten(2).transpose(1, 2)  # [B, T * h * w, M]
+        sample = torch.arange(B, device=query.device)[:, None, None]
+        rows = []
+        for part in torch.split(queries, max(1, workspace_bytes() // (4 * B * keys.shape[2])), dim=1):
+            scores, cells = (part @ keys).topk(min(k, keys.shape[2]), dim=2)
+            weights = torch.softmax(scores / temperature, dim=2)
+            rows.append((weights[:, :, None] @ labels[sample, cells])[:, :, 0])
+    return torch.cat(rows, dim=1).transpose(1, 2).reshape(B, M, h, w)
+
+
 def _in_chunks(
     call: Callable[[Tensor, Tensor, Tensor], Tensor],
     query: Tensor,

@@ -92,6 +92,11 @@ class Objective(nn.Module):
     encoder: nn.Module
     refresh_interval: RefreshInterval | None = None
 
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the loss reaches the encoder; one that it does not reach comes from an earlier phase."""
+        return True
+
     def forward(self, clip: Clip) -> ObjectiveOutput:
         raise NotImplementedError
 

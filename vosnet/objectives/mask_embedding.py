@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vosnet.matching import dense_readout
+from vosnet.matching import dense_readout, nearest_attention
 from vosnet.models.mask_encoder import MaskArch
 from vosnet.models.segmenter import MaskSegmenter, refinement_rounds
 from vosnet.transforms import more_draws
@@ -37,6 +38,9 @@ class MaskEmbedding(nn.Module):
     Y-bar_q = A^T Y_r, Y-hat_q = D([V_q, V([I_q, Y-bar_q])]). Each pseudo-mask cluster that is chosen is one
     object; the objects of a clip run as one batch and are aggregated softly.
 
+    At test time there is one known mask, every later reference holds an answer, and cells copy from a few
+    neighbours. `rollout` and `k` train for that.
+
     The paper states the equations, M = 5 clusters and three rounds at test time; every other default here
     is ours.
 
@@ -45,7 +49,11 @@ class MaskEmbedding(nn.Module):
         num_clusters: labels of a clip lie below this number (M).
         num_objects: clusters of a clip that become objects, drawn among those that the references show;
             the others are background.
-        num_references: reference frames, the latest before the query; None takes all.
+        num_references: reference frames, the latest before the last frame; None takes all.
+        rollout: only the first frame's mask is given. Every later frame is a query in its turn and then a
+            reference for the frames after it, with the mask that was "copied" there or with the "decoded"
+            one, both without gradient. None: all masks but the last are given.
+        k: neighbours per query cell, as when masks are propagated; None: the softmax runs over all cells.
         rounds: refinement rounds in training.
         temperature: divides the affinity; "sqrt_dim" is the root of the number of feature channels.
         normalize: L2-normalize the features.
@@ -62,6 +70,8 @@ class MaskEmbedding(nn.Module):
         num_clusters: int = 5,
         num_objects: int = 2,
         num_references: int | None = None,
+        rollout: Literal["copied", "decoded"] | None = None,
+        k: int | None = None,
         rounds: int = 1,
         temperature: float | Literal["sqrt_dim"] = 0.05,
         normalize: bool = True,
@@ -83,11 +93,16 @@ class MaskEmbedding(nn.Module):
             raise ValueError(f"rounds must be at least 1 in training, got {rounds}")
         if num_references is not None and num_references < 1:
             raise ValueError(f"num_references must be at least 1, or null for all, got {num_references}")
+        if rollout not in (None, "copied", "decoded"):
+            raise ValueError(f"rollout must be copied, decoded or null, got {rollout!r}")
+        if k is not None and k < 1:
+            raise ValueError(f"k must be at least 1, or null for all cells, got {k}")
         if isinstance(temperature, str) and temperature != "sqrt_dim":
             raise ValueError(f"temperature must be a number or 'sqrt_dim', got {temperature!r}")
         if not isinstance(temperature, str) and not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.num_clusters, self.num_objects, self.num_references = num_clusters, num_objects, num_references
+        self.rollout, self.k, self.output_stride = rollout, k, output_stride
         self.rounds, self.temperature, self.normalize = rounds, temperature, normalize
         self.coarse_weight, self.encoder_gradient = coarse_weight, encoder_gradient
         self.segmenter = MaskSegmenter(
@@ -111,28 +126,34 @@ class MaskEmbedding(nn.Module):
     def loss(
         self, features: Tensor, frames: Tensor, labels: Tensor, draws: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the query's masks, averaged over rounds and known cells.
+        """Cross-entropy of the masks of the queries, averaged over queries, rounds and known cells.
 
         Args:
             features: of the visual encoder, [B, T, C, h, w], T at least 2.
             frames: as the visual encoder takes them, [B, T, 3, H, W].
-            labels: cluster of every cell, [B, T, h, w] int64; negative where unknown. An unknown cell shows
-                no object as a reference and does not count as a query.
+            labels: cluster of every cell, [B, T, h', w'] int64, on a grid as fine as the features' or finer
+                (`label_grid`); negative where unknown. An unknown cell shows no object as a reference and
+                does not count as a query.
             draws: the sample's own random numbers, [B, D]; they choose the objects.
 
         Returns:
             Scalar with gradient (0 where nothing is known), and detached `segmentation` (its value),
-            `coarse` (cross-entropy of the coarse mask), `objects` (per clip) and `iou` (of the last round).
+            `coarse` (cross-entropy of the coarse masks), `objects` (per clip) and `iou` (of the last round
+            of the last frame).
         """
         first = 0 if self.num_references is None else max(0, features.shape[1] - 1 - self.num_references)
         features, frames, labels = features[:, first:], frames[:, first:], labels[:, first:]
-        chosen, valid = choose_objects(labels[:, :-1], draws, self.num_clusters, self.num_objects)
-        masks = (labels[:, :-1, None] == chosen[:, None, :, None, None]).float()  # [B, T - 1, O, h, w]
-        prediction = self.predict(features, frames, masks, valid)
-        target = object_target(labels[:, -1], chosen, valid)
-        losses = [cross_entropy(logits.log_softmax(1), target) for logits in prediction.rounds]
-        loss = torch.stack(losses).mean()
-        coarse = cross_entropy(coarse_log_probs(prediction.coarse), target)
+        given = 1 if self.rollout else features.shape[1] - 1
+        chosen, valid = choose_objects(labels[:, :given], draws, self.num_clusters, self.num_objects)
+        masks = (labels[:, :given, None] == chosen[:, None, :, None, None]).float()  # [B, R, O, h', w']
+        losses, coarse_losses = [], []
+        for prediction, label in zip(
+            self.predict(features, frames, masks, valid), labels[:, given:].unbind(1), strict=True
+        ):
+            target = object_target(label, chosen, valid)
+            losses += [cross_entropy(logits.log_softmax(1), target) for logits in prediction.rounds]
+            coarse_losses.append(cross_entropy(coarse_log_probs(prediction.coarse), target))
+        loss, coarse = torch.stack(losses).mean(), torch.stack(coarse_losses).mean()
         terms = {
             "segmentation": loss.detach(),
             "coarse": coarse.detach(),
@@ -141,36 +162,60 @@ class MaskEmbedding(nn.Module):
         }
         return loss + self.coarse_weight * coarse if self.coarse_weight else loss, terms
 
-    def predict(self, features: Tensor, frames: Tensor, masks: Tensor, valid: Tensor) -> Prediction:
-        """Masks of the last frame.
+    def predict(self, features: Tensor, frames: Tensor, masks: Tensor, valid: Tensor) -> list[Prediction]:
+        """Masks of the frames whose masks are not given.
 
         Args:
             features: [B, T, C, h, w].
             frames: [B, T, 3, H, W].
-            masks: of the reference frames, [B, T - 1, O, h, w] in [0, 1].
+            masks: of the first R frames, [B, R, O, h', w'] in [0, 1]. For what the frames after those hold
+                as references, see `rollout`.
             valid: which slots hold an object, [B, O].
+
+        Returns:
+            One per frame R, ..., T - 1.
         """
-        B, R, count = masks.shape[:3]
-        embedded = self.segmenter.embed(frames[:, :-1].flatten(0, 1), masks.flatten(0, 1)).features
-        memory_features = embedded.reshape(B, R, -1, *embedded.shape[-2:])  # [B, R, O * D', h, w]
+        R, count = masks.shape[1:3]
         grid = (features.shape[-2], features.shape[-1])
-        on_grid = _on_grid(masks.flatten(0, 1), grid).view(B, R, count, *grid)
         features = features.float() if self.encoder_gradient else features.detach().float()
         if self.normalize:
             features = F.normalize(features, dim=2)
-        readout = dense_readout(
-            features[:, -1],
-            features[:, :-1],
-            torch.cat([on_grid, memory_features.float()], dim=2),
-            temperature=self._temperature(features.shape[2]),
-        )
-        coarse = readout[:, :count]
-        support = readout[:, count:].view(B, count, -1, *grid)
-        query = frames[:, -1]
-        rounds = refinement_rounds(
-            lambda seen: self.segmenter.refine(query, support, seen, coarse), coarse, self.rounds, valid
-        )
-        return Prediction(coarse, rounds)
+        planes, predictions = self._remember(frames[:, :R], masks, grid), []
+        for t, query in enumerate(frames[:, R:].unbind(1), start=R):
+            readout = self._readout(features[:, t], features[:, :t], planes)
+            objects = readout.unflatten(1, (count, -1))  # [B, O, 1 + D', h, w]
+            coarse, support = objects[:, :, 0], objects[:, :, 1:]
+            refine = functools.partial(self._refine, query, support, coarse)
+            predictions.append(Prediction(coarse, refinement_rounds(refine, coarse, self.rounds, valid)))
+            if t + 1 < features.shape[1]:
+                kept = coarse if self.rollout == "copied" else predictions[-1].rounds[-1].softmax(1)[:, 1:]
+                remembered = self._remember(query[:, None], kept.detach()[:, None], grid)
+                planes = torch.cat([planes, remembered], dim=1)
+        return predictions
+
+    def label_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The finest grid on which labels tell this term more: that of the decoder's answers.
+
+        Args:
+            grid: h and w of the features.
+        """
+        factor = max(1, self.output_stride // 4) if self.segmenter.settings["upsample"] else 1
+        return factor * grid[0], factor * grid[1]
+
+    def _remember(self, frames: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What is read out of reference frames: each object's mask beside V's features, [B, R, P, h, w]."""
+        embedded = self.segmenter.embed(frames.flatten(0, 1), masks.flatten(0, 1)).features.float()
+        on_grid = _on_grid(masks.flatten(0, 1), grid).flatten(0, 1)[:, None]
+        return torch.cat([on_grid, embedded], dim=1).view(*masks.shape[:2], -1, *grid)
+
+    def _readout(self, query: Tensor, memory: Tensor, planes: Tensor) -> Tensor:
+        temperature = self._temperature(query.shape[1])
+        if self.k is None:
+            return dense_readout(query, memory, planes, temperature=temperature)
+        return nearest_attention(query, memory, planes, k=self.k, temperature=temperature)
+
+    def _refine(self, query: Tensor, support: Tensor, coarse: Tensor, masks: Tensor) -> Tensor:
+        return self.segmenter.refine(query, support, masks, coarse)
 
     def _temperature(self, channels: int) -> float:
         return math.sqrt(channels) if isinstance(self.temperature, str) else self.temperature

@@ -95,7 +95,8 @@ class PlusSegmentation(Objective):
             raise ValueError("the segmentation term needs pseudo masks: call refresh and use_refreshed first")
         output: ObjectiveOutput = self.base(clip)
         features = self._features(clip.frames)
-        labels = self.masks.labels(clip, (features.shape[-2], features.shape[-1]))
+        grid = self.segmentation.label_grid((features.shape[-2], features.shape[-1]))
+        labels = self.masks.labels(clip, grid)
         loss, terms = self.segmentation.loss(features, clip.frames, labels, clip.draws)
         total = output.total + self.segmentation_weight * loss
         return ObjectiveOutput(total, {**output.terms, **terms})

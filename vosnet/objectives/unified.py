@@ -48,6 +48,8 @@ class Unified(Objective):
     Clips are "paired": frame 0, its successor, then frames at least `long_term_gap` away (`data.order`).
     L_short compares frames 0 and 1, L_long frame 0 with each distant one, L_seg takes the last frame as the
     query and those before as its references. A term of weight 0 is not computed, its networks are not made.
+    With L_seg alone and `mask_embedding.encoder_gradient` false, the encoder stays what an earlier phase made
+    of it, running statistics included, and only V and D learn.
 
     The paper gives the equations, M = 5 clusters, the refresh every 10 epochs and the gap of 5 frames. All
     other defaults are ours.
@@ -147,14 +149,24 @@ class Unified(Objective):
         if segmentation_weight:
             stride, count = int(encoder.output_stride), self.clusters.num_clusters  # type: ignore[arg-type]
             self.segmentation = MaskEmbedding(stride, num_clusters=count, **mask_embedding)
-            if not (self.segmentation.encoder_gradient or short_term_weight or long_term_weight):
-                raise ValueError(
-                    "mask_embedding.encoder_gradient is false and nothing else trains the encoder"
-                )
             self.refresh_interval = interval
+        if not self.trains_encoder:
+            encoder.requires_grad_(False)
         self._encode = self._run_encoder
         self._short_pairs, self._long_pairs = short_term_pairs, self._long
         self._assignments = long_term_assignments
+
+    @property
+    def trains_encoder(self) -> bool:
+        through_masks = self.segmentation is not None and self.segmentation.encoder_gradient
+        return bool(self.short_term_weight or self.long_term_weight) or through_masks
+
+    def train(self, mode: bool = True) -> Unified:  # noqa: FBT001, FBT002 (nn.Module's)
+        """Training mode, except for an encoder that stays as it is: also its running statistics do."""
+        super().train(mode)
+        if not self.trains_encoder:
+            self.encoder.eval()
+        return self
 
     def compile_graphs(self, backend: str = "inductor") -> None:
         whole = functools.partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
@@ -277,8 +289,8 @@ class Unified(Objective):
         if self.segmentation is None or self.masks is None:
             raise ValueError("the segmentation term needs pseudo masks: call refresh and use_refreshed first")
         stacked = torch.stack([features.main[t] for t in range(clip.frames.shape[1])], dim=1)
-        h, w = stacked.shape[-2:]
-        return self.segmentation.loss(stacked, clip.frames, self.masks.labels(clip, (h, w)), clip.draws)
+        labels = self.masks.labels(clip, self.segmentation.label_grid((stacked.shape[-2], stacked.shape[-1])))
+        return self.segmentation.loss(stacked, clip.frames, labels, clip.draws)
 
     def _run_encoder(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features: Tensor = self.encoder(images)

@@ -126,6 +126,12 @@ class _Run:
         _set_determinism(self.recipe)
         checkpoint = self._find_checkpoint()
         loop = self._open_phase(_phase_start(checkpoint))
+        if checkpoint is None and not loop.trainer.objective.trains_encoder:
+            message = "nothing in objective trains the encoder, which starts from random numbers"
+            hint = (
+                "Let an earlier phase train it, start from a run by --resume RUN, or give a term that does."
+            )
+            raise UsageError("E106", message, hint)
         self.validator = self._open_validator()
         if self.world.is_main:
             self._prepare_folder(checkpoint)

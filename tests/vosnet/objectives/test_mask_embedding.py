@@ -1,5 +1,6 @@
 """Mask-embedded segmentation against a loop in float64, and what its loss counts."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.vosnet.models.test_segmenter import TINY, aggregated_by_definition
-from vosnet.matching import dense_readout
+from vosnet.matching import Neighborhood, dense_readout, nearest_attention, nearest_readout
 from vosnet.objectives.mask_embedding import MaskEmbedding, choose_objects, object_target
 from vosnet.synthetic import make_clip
 from vosnet.transforms import normalize_images
+from vosnet_kernels import workspace_limit
 
 
 def problem(B: int = 2, T: int = 3, C: int = 7, grid: int = 4) -> dict[str, Tensor]:
@@ -57,12 +59,90 @@ def test_weights_of_a_query_cell_sum_to_one_over_the_references() -> None:
     torch.testing.assert_close(readout, torch.ones(1, 1, 5, 5))
 
 
+def test_nearest_attention_is_the_read_out_that_masks_are_propagated_with() -> None:
+    query, memory = torch.randn(2, 5, 4, 3), torch.randn(2, 2, 5, 4, 3)
+    value = torch.rand(2, 2, 6, 4, 3)
+    with workspace_limit(500):  # a few query cells at a time
+        got = nearest_attention(query, memory, value, k=3, temperature=0.7)
+    everywhere = Neighborhood("square", radius=1, global_frames=2)
+    for b in range(2):
+        expected = nearest_readout(
+            query[b], memory[b], value[b], k=3, temperature=0.7, neighborhood=everywhere
+        )
+        torch.testing.assert_close(got[b], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nearest_attention_over_all_cells_is_the_dense_readout_and_so_is_its_gradient() -> None:
+    inputs = [torch.randn(1, 5, 3, 3), torch.randn(1, 2, 5, 3, 3), torch.randn(1, 2, 4, 3, 3)]
+    gradients = []
+    for readout in (dense_readout, functools.partial(nearest_attention, k=18)):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        readout(*leaves, temperature=0.5).square().sum().backward()
+        gradients.append([x.grad for x in leaves])
+    for dense, nearest in zip(*gradients, strict=True):
+        torch.testing.assert_close(nearest, dense, rtol=1e-3, atol=1e-4)
+
+
+def test_nearest_attention_has_the_gradient_of_finite_differences() -> None:
+    query, memory = torch.randn(1, 4, 2, 2).double(), torch.randn(1, 2, 4, 2, 2).double()
+    value = torch.rand(1, 2, 2, 2, 2).double()
+    step, at = 1e-3, (0, 1, 1, 0)
+
+    def total(moved: float) -> Tensor:
+        shifted = query.clone()
+        shifted[at] += moved
+        return nearest_attention(shifted, memory, value, k=3, temperature=1.0).square().sum()
+
+    query.requires_grad_()
+    nearest_attention(query, memory, value, k=3, temperature=1.0).square().sum().backward()
+    with torch.no_grad():
+        slope = (total(step) - total(-step)) / (2 * step)
+    assert query.grad is not None
+    # float32 sums of about 1, differences over 2e-3: 1e-7 / 2e-3
+    assert abs(float(query.grad[at]) - float(slope)) < 1e-3
+
+
+@pytest.mark.parametrize("rollout", ["copied", "decoded"])
+def test_in_a_rollout_later_frames_are_references_with_their_own_masks(rollout: str) -> None:
+    data, valid = problem(B=1, T=3), torch.ones(1, 2, dtype=torch.bool)
+    term = embedding(rollout=rollout, k=5, upsample=False).eval()
+    given = torch.rand(1, 1, 2, 4, 4)
+    with torch.no_grad():
+        first, second = term.predict(data["features"], data["frames"], given, valid)
+        kept = first.coarse[:, None] if rollout == "copied" else first.rounds[-1].softmax(1)[:, None, 1:]
+        (later,) = term.predict(data["features"], data["frames"], torch.cat([given, kept], dim=1), valid)
+    torch.testing.assert_close(later.coarse, second.coarse)
+    torch.testing.assert_close(later.rounds[-1], second.rounds[-1])
+
+
+def test_a_rollout_learns_from_every_frame_after_the_first() -> None:
+    data = problem(B=1, T=3)
+    whole, _ = embedding(rollout="decoded").eval().loss(**data)
+    parts = []
+    for t in (1, 2):
+        only = data["labels"].clone()
+        only[:, 3 - t] = -1  # the other one is unknown: it counts for nothing
+        parts.append(embedding(rollout="decoded").eval().loss(**{**data, "labels": only})[0])
+    torch.testing.assert_close(whole, parts[0] + parts[1])
+
+
+def test_labels_may_be_as_fine_as_the_answers() -> None:
+    term, data = embedding().eval(), problem()
+    fine = data["labels"].repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert term.label_grid((4, 4)) == tuple(fine.shape[-2:])
+    assert embedding(upsample=False).label_grid((4, 4)) == (4, 4)
+    coarse_loss, coarse = term.loss(**data)
+    fine_loss, terms = term.loss(**{**data, "labels": fine})
+    torch.testing.assert_close(terms["coarse"], coarse["coarse"])
+    torch.testing.assert_close(fine_loss, coarse_loss, rtol=0.05, atol=0)  # V sees sharper mask edges
+
+
 def test_the_prediction_follows_the_papers_equations() -> None:
     term = embedding(rounds=2).eval()
     data = problem(B=1)
     masks, valid = torch.rand(1, 2, 2, 4, 4), torch.ones(1, 2, dtype=torch.bool)
     with torch.no_grad():
-        got = term.predict(data["features"], data["frames"], masks, valid)
+        (got,) = term.predict(data["features"], data["frames"], masks, valid)
     features = functional.normalize(data["features"].double(), dim=2)[0]
     affinity = affinity_by_loop(features[2], features[:2], 0.05)
     term = term.double()
@@ -145,6 +225,8 @@ def test_only_the_latest_references_are_read() -> None:
         ({"rounds": 0}, "rounds must"),
         ({"temperature": 0.0}, "temperature must"),
         ({"num_references": 0}, "num_references must"),
+        ({"k": 0}, "k must"),
+        ({"rollout": "answers"}, "rollout must"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.support.dul import ToyEncoder
@@ -304,6 +305,37 @@ def test_a_run_with_the_segmentation_term_alone_trains_encoder_and_decoder(tmp_p
     train_toy(tmp_path / "run", *WITH_MASKS, *alone)
     terms = [set(row) & {"short_term", "long_term", "segmentation"} for row in read_rows(tmp_path / "run")]
     assert terms == [{"segmentation"}] * 3
+
+
+DECODER_ONLY = (
+    "objective={short_term_weight: 0, long_term_weight: 0, segmentation_weight: 1, "
+    "mask_embedding: {encoder_gradient: false, rollout: copied, k: 4}}"
+)
+
+
+def test_a_later_phase_may_train_the_decoder_alone_and_leaves_the_encoder_as_it_is(tmp_path: Path) -> None:
+    first = "{name: correspondence, objective: {segmentation_weight: 0}, schedule: {steps: 2}}"
+    second = f"{{name: decoder, {DECODER_ONLY.replace('=', ': ', 1)}, schedule: {{steps: 2}}}}"
+    train_toy(tmp_path / "run", *WITH_MASKS, f"phases=[{first}, {second}]")
+    before, after = (
+        load_file(tmp_path / f"run/checkpoints/step_{step:08d}/model.safetensors") for step in (2, 4)
+    )
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())  # also batch norm's
+    assert len(after) > len(before)
+    rows = read_rows(tmp_path / "run")
+    assert ["segmentation" in row for row in rows] == [False, False, True, True]
+    assert all(row["grad_norm"] > 0 for row in rows)
+
+
+def test_a_run_whose_encoder_nothing_trains_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="E106 nothing in objective trains the encoder"):
+        train_toy(
+            tmp_path / "run",
+            *WITH_MASKS,
+            "objective.short_term_weight=0",
+            "objective.long_term_weight=0",
+            "objective.mask_embedding.encoder_gradient=false",
+        )
 
 
 def test_collapse_ends_the_run_with_the_value(tmp_path: Path) -> None:
