@@ -183,7 +183,7 @@ class MaskEmbedding(nn.Module):
         planes, predictions = self._remember(frames[:, :R], masks, grid), []
         for t, query in enumerate(frames[:, R:].unbind(1), start=R):
             readout = self._readout(features[:, t], features[:, :t], planes)
-            objects = readout.unflatten(1, (count, -1))  # [B, O, 1 + D', h, w]
+            objects = readout.view(len(readout), count, -1, *grid)  # [B, O, 1 + D', h, w]
             coarse, support = objects[:, :, 0], objects[:, :, 1:]
             refine = functools.partial(self._refine, query, support, coarse)
             predictions.append(Prediction(coarse, refinement_rounds(refine, coarse, self.rounds, valid)))

@@ -161,7 +161,7 @@ class Unified(Objective):
         through_masks = self.segmentation is not None and self.segmentation.encoder_gradient
         return bool(self.short_term_weight or self.long_term_weight) or through_masks
 
-    def train(self, mode: bool = True) -> Unified:  # noqa: FBT001, FBT002 (nn.Module's)
+    def train(self, mode: bool = True) -> Unified:  # noqa: FBT001 (nn.Module's)
         """Training mode, except for an encoder that stays as it is: also its running statistics do."""
         super().train(mode)
         if not self.trains_encoder:
