@@ -59,8 +59,19 @@ def knn_propagate(
     return readout
 
 
-@torch.library.custom_op("vosnet::knn_propagate", mutates_args=(), device_types="cpu")
-def _knn_propagate(
+# Defined by its schema: the first call of a `torch.library.custom_op` imports torch's compiler, more than a
+# second that a short clip would feel. The gradient it would add is refused above.
+torch.library.define(
+    "vosnet::knn_propagate",
+    "(Tensor query, Tensor memory, Tensor value, int k, float temperature, int radius, str shape, "
+    "int global_frames) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_knn_propagate = torch.ops.vosnet.knn_propagate.default
+
+
+@torch.library.impl("vosnet::knn_propagate", "cpu")
+def _(
     query: Tensor,
     memory: Tensor,
     value: Tensor,
@@ -89,7 +100,7 @@ def _knn_propagate(
     return _tiled(query, memory, value, k, temperature, radius, shape, global_frames)
 
 
-@_knn_propagate.register_kernel("cuda")
+@torch.library.impl("vosnet::knn_propagate", "cuda")
 def _(
     query: Tensor,
     memory: Tensor,
@@ -119,7 +130,7 @@ def _(
     )
 
 
-@_knn_propagate.register_fake
+@torch.library.register_fake("vosnet::knn_propagate")  # type: ignore[untyped-decorator]
 def _(
     query: Tensor,
     memory: Tensor,

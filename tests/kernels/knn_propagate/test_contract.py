@@ -1,6 +1,8 @@
 """What callers may rely on: errors that name the value, the compiler, precision, and who does the work."""
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -165,3 +167,15 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[in
     monkeypatch.setattr(backends, "_has_triton", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+
+
+def test_a_call_does_not_import_the_compiler() -> None:
+    code = """
+import sys
+import torch
+from vosnet_kernels import knn_propagate
+query, memory, value = torch.ones(1, 2, 3, 3), torch.ones(1, 1, 2, 3, 3), torch.ones(1, 1, 1, 3, 3)
+knn_propagate(query, memory, value, k=1, temperature=1.0, radius=1)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=300, check=False).returncode == 0
