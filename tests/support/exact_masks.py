@@ -4,7 +4,8 @@
 
 Trains a shallow encoder together with V and D on random scenes, then propagates the first mask of scenes that
 it has not seen, through the frames where object 1 passes in front of object 2 and out again. Prints the mean
-region similarity behind the occlusion for each number of rounds; 0 is plain label copy with the same encoder.
+region similarity behind the occlusion for each number of rounds, with copied masks in memory and with
+answers; 0 rounds are plain label copy with the same encoder.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ def batch(clips: list[SyntheticClip], rng: np.random.Generator, count: int = 8) 
     return normalize_images(images), torch.from_numpy(np.stack(labels)).long()
 
 
-def train(steps: int, seed: int = 0) -> tuple[Encoder, MaskEmbedding]:
+def train(steps: int, rollout: str, seed: int = 0) -> tuple[Encoder, MaskEmbedding]:
     """Encoder and term after so many steps."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     encoder = build_encoder(layer="layer2", seed=seed)
     sizes = {"width": 16, "depth": 1, "mask_dim": 32, "hidden_dim": 32}
-    term = MaskEmbedding(8, num_clusters=3, num_objects=2, rounds=2, coarse_weight=0.5, **sizes)
+    like_test = {"rollout": rollout, "k": 10, "residual": True}
+    term = MaskEmbedding(8, num_clusters=3, num_objects=2, rounds=2, coarse_weight=0.5, **sizes, **like_test)
     clips = [make_clip(i, num_frames=LENGTH, size=SIZE, num_objects=2, num_distractors=1) for i in range(40)]
     optimizer = torch.optim.Adam([*encoder.parameters(), *term.parameters()], lr=1e-3)
     began = time.process_time()
@@ -65,9 +67,11 @@ def train(steps: int, seed: int = 0) -> tuple[Encoder, MaskEmbedding]:
     return encoder.eval(), term.eval()
 
 
-def behind_occlusion(path: Path, rounds: int, scenes: range) -> float:
+def behind_occlusion(path: Path, rounds: int, memory_values: str, scenes: range) -> float:
     """Mean region similarity of both objects behind the occlusion."""
-    propagator = Propagator.from_checkpoint(path, "unified", "cpu", rounds=rounds)
+    propagator = Propagator.from_checkpoint(
+        path, "unified", "cpu", rounds=rounds, memory_values=memory_values
+    )
     scores = []
     for seed in scenes:
         clip = make_clip(seed, num_frames=LENGTH, size=SIZE, num_objects=2, num_distractors=1)
@@ -81,13 +85,16 @@ def behind_occlusion(path: Path, rounds: int, scenes: range) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rollout", choices=("copied", "decoded"), default="decoded")
     parser.add_argument("--out", type=Path, default=Path("exact_masks"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    encoder, term = train(options.steps)
+    encoder, term = train(options.steps, options.rollout)
     options.out.mkdir(exist_ok=True)
     path = options.out / "model.safetensors"
     save_encoder(path, encoder, {"preset": "unified"}, half=False, segmenter=term.segmenter)
     print(f"weights in {path}")
-    for rounds in ROUNDS:
-        print(f"rounds {rounds}: J {behind_occlusion(path, rounds, range(1000, 1008)):.3f}", flush=True)
+    for memory_values in ("copied", "soft"):
+        for rounds in ROUNDS:
+            score = behind_occlusion(path, rounds, memory_values, range(1000, 1008))
+            print(f"memory {memory_values}, rounds {rounds}: J {score:.3f}", flush=True)
