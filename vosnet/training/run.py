@@ -128,9 +128,7 @@ class _Run:
         loop = self._open_phase(_phase_start(checkpoint))
         if checkpoint is None and not loop.trainer.objective.trains_encoder:
             message = "nothing in objective trains the encoder, which starts from random numbers"
-            hint = (
-                "Let an earlier phase train it, start from a run by --resume RUN, or give a term that does."
-            )
+            hint = "Let an earlier phase train it, or give objective a term that does."
             raise UsageError("E106", message, hint)
         self.validator = self._open_validator()
         if self.world.is_main:
