@@ -276,8 +276,9 @@ PRESETS: dict[str, Protocol] = {
     # Li et al. 2023: the first and the last 20 frames, three rounds; round 0 is the copied mask, which the
     # paper's table shows to run as fast as CRW. How cells are matched at test time is not stated: ours are
     # CRW's neighbours. Nor is it stated which masks the references hold: here the copied ones, so that what
-    # the decoder gets wrong in one frame is not copied on. Five decoders trained for eight minutes each lost
-    # 0.6 to 8 points of J&F with their answers there (six DAVIS sequences, one round).
+    # the decoder gets wrong in one frame is not copied on: J&F 68.4, with "soft" 65.3, for the weights of
+    # recipes/unified_cpu.yaml on six DAVIS sequences. A decoder that was trained on exact masks is the
+    # better source: J .557 with "soft", .436 with "copied" (tests/support/exact_masks.py).
     # Differs: the authors' code keeps six frames and averages logits with the copied mask.
     "unified": dataclasses.replace(_CRW, layer="layer4", rounds=3, memory_values="copied"),
     # The plug-in of Li et al. 2023: the same rounds on the read-outs of other protocols.
