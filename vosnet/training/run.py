@@ -156,7 +156,7 @@ class _Run:
         recipe = self.phases[start.index]
         self._check_batch(recipe)
         self.stream = stream = _open_stream(recipe, self.stream)
-        self.world.check_same("the list of videos", _fingerprint(stream))
+        self.world.check_same("the list of videos", stream.fingerprint)
         phase, name = None, ""
         if self.recipe.phases:
             phase = self.recipe.phases[start.index]
@@ -247,7 +247,7 @@ class _Run:
             "videos": list(crops.names),
             "sample_ids": crops.ids.tolist(),
             "skipped_steps": loop.guard.total,
-            "random_state_sha256": _digest(torch.get_rng_state()),
+            "random_state_sha256": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
         }
         files.write_json(folder / name, report)
 
@@ -395,13 +395,3 @@ def _open_stream(recipe: Recipe, before: ClipStream | None) -> ClipStream:
 def _set_determinism(recipe: Recipe) -> None:
     torch.use_deterministic_algorithms(recipe.deterministic)
     torch.backends.cudnn.benchmark = not recipe.deterministic
-
-
-def _fingerprint(stream: ClipStream) -> str:
-    """Equal on two ranks when they train on the same videos in the same order."""
-    listing = "\n".join(f"{entry.name} {entry.num_frames}" for entry in stream.entries)
-    return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
