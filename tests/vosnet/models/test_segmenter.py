@@ -55,13 +55,21 @@ def test_objects_are_independent_of_each_other() -> None:
 def test_with_residual_a_decoder_that_says_nothing_copies_in_every_round(upsample: bool) -> None:
     segmenter = MaskSegmenter(residual=True, upsample=upsample, **TINY).eval()
     torch.nn.init.zeros_(segmenter.mask_decoder.logit.weight)
-    images, support = torch.randn(1, 3, 32, 32), torch.randn(1, 1, 6, 4, 4)
-    for copied in (0.2, 0.7):
-        coarse = torch.full((1, 1, 4, 4), copied)
+    images, support = torch.randn(1, 3, 32, 32), torch.randn(1, 2, 6, 4, 4)
+    copied = torch.tensor([0.2, 0.7]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
+
+    def rounds(count: int) -> list[Tensor]:
+        coarse = copied[:, :count]
         with torch.no_grad():
-            rounds = refinement_rounds(lambda m: segmenter.refine(images, support, m, coarse), coarse, 2)  # noqa: B023
-        for logits in rounds:
-            torch.testing.assert_close(logits.softmax(1)[:, 1], torch.full_like(logits[:, 1], copied))
+            return refinement_rounds(
+                lambda m: segmenter.refine(images, support[:, :count], m, coarse), coarse, 2
+            )
+
+    first, second = rounds(2)
+    torch.testing.assert_close(first[0, 1:, 0, 0], 0.5 * torch.tensor([0.2, 0.7]).logit())
+    torch.testing.assert_close(second, first)
+    for logits in rounds(1):  # an object by itself is copied exactly
+        torch.testing.assert_close(logits.softmax(1)[:, 1], torch.full_like(logits[:, 1], 0.2))
 
 
 def test_with_residual_no_gradient_passes_through_the_copied_mask() -> None:

@@ -307,15 +307,11 @@ def test_a_run_with_the_segmentation_term_alone_trains_encoder_and_decoder(tmp_p
     assert terms == [{"segmentation"}] * 3
 
 
-DECODER_ONLY = (
-    "objective={short_term_weight: 0, long_term_weight: 0, segmentation_weight: 1, "
-    "mask_embedding: {encoder_gradient: false, rollout: copied, k: 4}}"
-)
-
-
 def test_a_later_phase_may_train_the_decoder_alone_and_leaves_the_encoder_as_it_is(tmp_path: Path) -> None:
     first = "{name: correspondence, objective: {segmentation_weight: 0}, schedule: {steps: 2}}"
-    second = f"{{name: decoder, {DECODER_ONLY.replace('=', ': ', 1)}, schedule: {{steps: 2}}}}"
+    alone = "short_term_weight: 0, long_term_weight: 0, segmentation_weight: 1"
+    fixed = "mask_embedding: {encoder_gradient: false, rollout: copied, k: 4}"
+    second = f"{{name: decoder, objective: {{{alone}, {fixed}}}, schedule: {{steps: 2}}}}"
     train_toy(tmp_path / "run", *WITH_MASKS, f"phases=[{first}, {second}]")
     before, after = (
         load_file(tmp_path / f"run/checkpoints/step_{step:08d}/model.safetensors") for step in (2, 4)
