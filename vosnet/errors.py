@@ -34,6 +34,27 @@ class UsageError(VosnetError):
     exit_code = 2
 
 
+class SettingError(ValueError):
+    """A value of a recipe or a constructor is out of range; its place is a field, not a part of the text.
+
+    Args:
+        key: the argument's name; dots lead into nested ones, such as "clustering.num_clusters".
+        message: what is wrong with which value, without the key in front.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key}: {message}")
+        self.key = key
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[SettingError], tuple[str, str]]:
+        return type(self), (self.key, self.message)
+
+    def under(self, prefix: str) -> SettingError:
+        """The same error, seen from outside the section `prefix`."""
+        return SettingError(f"{prefix}.{self.key}", self.message)
+
+
 class PartialFailureError(VosnetError):
     """Some inputs failed, the others are done (codes E3xx)."""
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from vosnet.adaptation.segmentation_loss import segmentation_loss
 from vosnet.models.unet import build_unet
-from vosnet.propagation.segmentation_loss import segmentation_loss
 from vosnet.transforms import normalize_images
 
 ITERATIONS = 200

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vosnet.commands.cli import make_parser, parse_assignments
-from vosnet.commands.spread import Ranks, default_workers, joined_ranks, map_processes
 from vosnet.errors import PartialFailureError, UsageError
+from vosnet.evaluation.spread import Ranks, default_workers, joined_ranks, map_processes
 from vosnet.files import expand, write_json
 from vosnet.progress import Progress, ProgressMode
 
 if TYPE_CHECKING:
-    from vosnet.datasets.benchmark import Benchmark
-    from vosnet.datasets.results import SequenceResult
+    from vosnet.evaluation.benchmark import Benchmark
+    from vosnet.evaluation.results import SequenceResult
+    from vosnet.evaluation.tables import Evaluation
     from vosnet.export.adapted import BenchmarkAdapter
-    from vosnet.export.evaluation import Evaluation
     from vosnet.export.folder import ResultFolder
     from vosnet.propagation import Propagator
 
@@ -162,7 +162,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _open_benchmark(options: argparse.Namespace) -> Benchmark:
-    from vosnet.datasets.benchmark import DavisBenchmark, YouTubeVosBenchmark
+    from vosnet.evaluation.benchmark import DavisBenchmark, YouTubeVosBenchmark
 
     if options.dataset == "ytvos":
         return YouTubeVosBenchmark(options.root, options.split, options.train_meta)
@@ -174,7 +174,7 @@ def _propagate(
 ) -> Path:
     """Run the checkpoint on every sequence, or adapt the masks of --results; the folder with the masks."""
     from vosnet import Propagator
-    from vosnet.export.benchmark import propagate_benchmark
+    from vosnet.evaluation.propagate import propagate_benchmark
 
     mode: ProgressMode = options.progress if ranks.is_main else "quiet"
     adapter = _adapter(options, mode) if options.adapt else None
@@ -205,8 +205,8 @@ def _propagate(
 
 
 def _adapter(options: argparse.Namespace, mode: ProgressMode) -> BenchmarkAdapter:
+    from vosnet.adaptation.settings import make_settings
     from vosnet.export.adapted import BenchmarkAdapter
-    from vosnet.propagation.adaptation_settings import make_settings
 
     return BenchmarkAdapter(
         make_settings(**parse_assignments(options.adapt_set)),
@@ -260,7 +260,7 @@ def _report_names(benchmark: Benchmark) -> list[str]:
 
 
 def _score(options: argparse.Namespace, benchmark: Benchmark, results: Path) -> list[SequenceResult]:
-    from vosnet.datasets.results import score_sequence
+    from vosnet.evaluation.results import score_sequence
 
     tasks = [benchmark.task(name, results, allow_missing=options.allow_missing) for name in benchmark.names]
     workers = options.workers or default_workers(len(tasks))
@@ -269,7 +269,7 @@ def _score(options: argparse.Namespace, benchmark: Benchmark, results: Path) -> 
 
 
 def _evaluate(benchmark: Benchmark, scored: Sequence[SequenceResult]) -> Evaluation:
-    from vosnet.export.evaluation import collect
+    from vosnet.evaluation.tables import collect
 
     keys = [f"{result.name}_{index}" for result in scored for index in result.scores]
     complete = not any(result.problems for result in scored)
@@ -280,8 +280,8 @@ def _report(
     options: argparse.Namespace, benchmark: Benchmark, results: Path, scored: Sequence[SequenceResult]
 ) -> None:
     """Table, JSON, CSV, picture: those asked for, and all of them in --out."""
-    from vosnet.export.evaluation import as_json, table, write_csv, write_evaluation
-    from vosnet.export.worst_frames import worst_frames, write_worst_frames
+    from vosnet.evaluation.tables import as_json, table, write_csv, write_evaluation
+    from vosnet.evaluation.worst_frames import worst_frames, write_worst_frames
 
     evaluation = _evaluate(benchmark, scored)
     _say(options, table(evaluation))
@@ -304,7 +304,7 @@ def _report(
 
 
 def _submit(options: argparse.Namespace, benchmark: Benchmark, results: Path) -> int:
-    from vosnet.export.submission import build_submission
+    from vosnet.evaluation.submission import build_submission
 
     wanted = {name: benchmark.wanted(name) for name in benchmark.names}
     count = build_submission(options.submission, results, wanted, prefix=benchmark.prefix)
@@ -313,14 +313,14 @@ def _submit(options: argparse.Namespace, benchmark: Benchmark, results: Path) ->
 
 
 def _compare_files(options: argparse.Namespace) -> int:
-    from vosnet.export.evaluation import read_json
+    from vosnet.evaluation.tables import read_json
 
     first, second = (read_json(expand(path)) for path in options.compare)
     return _print_comparison(options, first, second)
 
 
 def _compare_folders(options: argparse.Namespace, benchmark: Benchmark) -> int:
-    from vosnet.export.evaluation import read_json
+    from vosnet.evaluation.tables import read_json
 
     sides = []
     for side in map(expand, options.compare):
@@ -334,7 +334,7 @@ def _compare_folders(options: argparse.Namespace, benchmark: Benchmark) -> int:
 def _print_comparison(
     options: argparse.Namespace, first: dict[str, dict[str, float]], second: dict[str, dict[str, float]]
 ) -> int:
-    from vosnet.metrics import compare_scores
+    from vosnet.evaluation.compare import compare_scores
 
     comparison = compare_scores(first, second)
     a, b = options.compare

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     jobs = _jobs(options)
     from vosnet import Propagator
-    from vosnet.propagation.adaptation_settings import make_settings
+    from vosnet.adaptation.settings import make_settings
 
     if options.adapt_set and not options.adapt:
         raise UsageError("E138", "--adapt-set goes with --adapt only")

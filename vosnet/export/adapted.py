@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vosnet.datasets.benchmark import Benchmark
+from vosnet.adaptation.adapt import Adaptation, Masks, OnStep, PackedMasks, adapt
+from vosnet.adaptation.settings import AdaptationSettings
 from vosnet.errors import InputError
-from vosnet.export.adaptation_curve import Curve
+from vosnet.evaluation.adaptation_curve import Curve
+from vosnet.evaluation.benchmark import Benchmark
 from vosnet.export.folder import ResultFolder
 from vosnet.files import inside, write_json
 from vosnet.masks import read_label_map, write_mask
 from vosnet.progress import Progress, ProgressMode
-from vosnet.propagation.adaptation import Adaptation, Masks, OnStep, PackedMasks, adapt
-from vosnet.propagation.adaptation_settings import AdaptationSettings
-from vosnet.propagation.training_frames import Direction
 from vosnet.video import VideoReader, open_video
+from vosnet.video.selection import Direction
 
 if TYPE_CHECKING:
+    from vosnet.adaptation.appearance import AppearanceModel
     from vosnet.propagation import Propagator
-    from vosnet.propagation.appearance import AppearanceModel
 
 
 def adapt_shown(

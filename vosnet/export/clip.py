@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vosnet.adaptation.adapt import PackedMasks
+from vosnet.adaptation.settings import AdaptationSettings
 from vosnet.export.adapted import adapt_shown, report_json
 from vosnet.export.coco import CocoVideo
 from vosnet.export.folder import ResultFolder
@@ -19,12 +21,9 @@ from vosnet.export.overlay import ColorScheme, contact_sheet, draw_mask, object_
 from vosnet.files import atomic_path, sha256, write_json
 from vosnet.masks import read_mask, write_mask
 from vosnet.progress import Progress, ProgressMode
-from vosnet.propagation.adaptation import PackedMasks
-from vosnet.propagation.adaptation_settings import AdaptationSettings
 from vosnet.propagation.propagator import Propagator
-from vosnet.propagation.training_frames import Direction
 from vosnet.video import VideoWriter
-from vosnet.video.selection import FrameSelection
+from vosnet.video.selection import Direction, FrameSelection
 
 Format = Literal["palette", "binary", "coco-video"]
 _SHEET_PICTURES = 8

@@ -3,7 +3,7 @@
 OpenCV turns palette indices into colors without a word (ids 1, 2 become grey 38, 75): it never reads a mask.
 """
 
-from vosnet.masks.labels import check_size, fit_mask, object_ids, one_hot, summarize_mask
+from vosnet.masks.labels import check_size, fit_mask, object_ids, one_hot, summarize_mask, with_annotation
 from vosnet.masks.palette import DAVIS_PALETTE, write_mask
 from vosnet.masks.reading import MAX_PIXELS, MaskFile, read_label_map, read_mask
 
@@ -18,5 +18,6 @@ __all__ = [
     "read_label_map",
     "read_mask",
     "summarize_mask",
+    "with_annotation",
     "write_mask",
 ]

@@ -108,3 +108,14 @@ def fit_mask(
         check_size(mask, size, path=path)
     resized = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
     return np.asarray(resized, dtype=np.uint8)
+
+
+def with_annotation(mask: npt.NDArray[Any], given: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The label map of an annotated frame: given pixels win, and a given object is nowhere else.
+
+    Args:
+        mask: what was found, [H, W] uint8.
+        given: the annotation, [H, W] integer ids, 0 where nothing is said.
+    """
+    rest = np.where(np.isin(mask, given[given > 0]), 0, mask)
+    return np.where(given > 0, given, rest).astype(np.uint8)

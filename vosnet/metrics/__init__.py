@@ -1,6 +1,5 @@
 """How good a mask is: region similarity J, boundary accuracy F, and DAVIS' and YouTube-VOS' summaries."""
 
-from vosnet.metrics.compare import Comparison, compare_scores
 from vosnet.metrics.scores import ObjectScores, score_frames
 from vosnet.metrics.similarity import boundary_accuracy, boundary_radius, region_similarity, similarities
 from vosnet.metrics.summary import (
@@ -13,12 +12,10 @@ from vosnet.metrics.summary import (
 )
 
 __all__ = [
-    "Comparison",
     "ObjectScores",
     "annotated_objects",
     "boundary_accuracy",
     "boundary_radius",
-    "compare_scores",
     "evaluate_sequence",
     "four_way_mean",
     "object_statistics",

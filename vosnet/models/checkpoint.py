@@ -24,11 +24,11 @@ from vosnet.models.segmenter import MaskSegmenter
 from vosnet.models.weights_file import (
     METADATA_KEY,
     Weights,
-    content_hash,
     default_meta,
     find_weights,
     read_weights,
 )
+from vosnet.runtime import state_hash
 from vosnet.transforms import ColorSpace
 
 RANDOM = "random"
@@ -95,7 +95,7 @@ def save_encoder(
         "padding": encoder.padding,
         "color_space": encoder.color_space,
         **meta,
-        "content_sha256": content_hash(tensors),
+        "content_sha256": state_hash(tensors),
     }
     text = json.dumps(description, sort_keys=True, allow_nan=False)
     with files.atomic_path(path) as temporary:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from vosnet.errors import UsageError
 from vosnet.models.head import ProjectionHead
+from vosnet.models.initialization import he_initialize
 from vosnet.models.resnet import (
     STAGES,
     TRUNKS,
@@ -132,11 +133,7 @@ def build_encoder(
     with torch.random.fork_rng(devices=[]):  # constructors draw default weights that are replaced below
         encoder = Encoder(arch, layer, output_stride, padding, head_stage, head_dims, color_space)
     generator = torch.Generator().manual_seed(seed)
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    he_initialize(encoder, generator)
     if encoder.out_conv is not None:
         nn.init.kaiming_normal_(encoder.out_conv.weight, nonlinearity="linear", generator=generator)
     return encoder

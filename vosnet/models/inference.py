@@ -16,29 +16,6 @@ from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD, ColorSpace, scaled_la
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that `name` means: "auto" is a CUDA device where there is one, else the CPU.
-
-    Raises:
-        UsageError: unknown, or CUDA without a usable device (E162).
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError("E162", f"device {name!r} is unknown", "Use auto, cpu, cuda or cuda:0.") from error
-    if device.type not in {"cpu", "cuda"}:
-        raise UsageError("E162", f"device {name!r} is not supported", "Use auto, cpu, cuda or cuda:0.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            "E162",
-            f"device {name!r} is not there: this torch sees {torch.cuda.device_count()} CUDA devices",
-            "Use --device auto or cpu.",
-        )
-    return device
-
-
 def can_autocast_bfloat16(device: torch.device) -> str | None:
     """Why convolutions in bfloat16 would not pay on `device`, or None when they do."""
     if device.type == "cuda":

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vosnet.models.mask_encoder import MaskFeatures, initialize
+from vosnet.models.initialization import he_initialize
+from vosnet.models.mask_encoder import MaskFeatures
 from vosnet.models.resnet import BasicBlock
 
 
@@ -45,7 +46,7 @@ class MaskDecoder(nn.Module):
             self.fine = nn.Conv2d(fine_dim, hidden_dim, 1) if skips else None
             self.fine_block = BasicBlock(hidden_dim, out_dim, 1, "zeros")
         self.logit = nn.Conv2d(out_dim, 1, 3, 1, 1)
-        initialize(self)
+        he_initialize(self)
         nn.init.normal_(self.logit.weight, std=0.01)  # first answers are undecided
 
     def forward(self, support: Tensor, own: MaskFeatures) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vosnet.models.initialization import he_initialize
 from vosnet.models.resnet import TRUNKS, BasicBlock, Bottleneck, stage_strides
 
 MaskArch = Literal["resnet18", "resnet50"]
@@ -72,7 +73,7 @@ class MaskEncoder(nn.Module):
         self.layer2 = _stage(block, self.fine_dim, 2 * width, depths[1], strides[1])
         self.layer3 = _stage(block, self.middle_dim, 4 * width, depths[2], strides[2])
         self.out_conv = nn.Conv2d(last_dim, out_dim, 1)
-        initialize(self)
+        he_initialize(self)
 
     def forward(self, images: Tensor, masks: Tensor) -> MaskFeatures:
         """Features of one object per image.
@@ -97,12 +98,3 @@ def _stage(
 ) -> nn.Sequential:
     rest = (block(dim * block.expansion, dim, 1, "zeros") for _ in range(depth - 1))
     return nn.Sequential(block(in_dim, dim, stride, "zeros"), *rest)
-
-
-def initialize(network: nn.Module) -> None:
-    """He initialization of every convolution from torch's random state; biases start at 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

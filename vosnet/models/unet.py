@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vosnet.errors import UsageError
+from vosnet.models.initialization import he_initialize
 from vosnet.models.resnet import STAGES, make_stage, stage_dim, stage_strides
 
 DECODER_DIMS = (128, 64, 48, 32)  # at strides 16, 8, 4, 2; ours: a third of the encoder's arithmetic
@@ -97,9 +98,5 @@ def build_unet(
     """A `UNet` with He initialisation drawn from `seed`; the global random state is left alone."""
     with torch.random.fork_rng(devices=[]):  # constructors draw default weights that are replaced below
         unet = UNet(num_classes, decoder_dims, bn_momentum)
-    generator = torch.Generator().manual_seed(seed)
-    for module in unet.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-    nn.init.zeros_(cast("Tensor", unet.classify.bias))
+    he_initialize(unet, torch.Generator().manual_seed(seed))
     return unet

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -18,6 +15,7 @@ from vosnet import files
 from vosnet.errors import InputError
 from vosnet.models.foreign import EncoderState, recognize
 from vosnet.models.untrusted import load_pickled_tensors
+from vosnet.runtime import state_hash
 from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 METADATA_KEY = "vosnet"
@@ -90,7 +88,7 @@ def _read_safetensors(path: Path) -> Weights:
     except (ValueError, TypeError) as error:
         raise InputError("E273", f"{path} has damaged metadata ({error})", "Copy it again.") from error
     expected = meta.pop("content_sha256", None)
-    if expected is not None and expected != content_hash(tensors):
+    if expected is not None and expected != state_hash(tensors):
         raise InputError(
             "E273", f"{path} is damaged: its tensors do not match their SHA-256", "Copy it again."
         )
@@ -118,16 +116,6 @@ def _check_manifest(path: Path) -> None:
     if expected is not None and expected != files.sha256(path):
         message = f"{path} is damaged: its SHA-256 is not the one in {manifest.name}"
         raise InputError("E273", message, "Use an earlier checkpoint, or copy it again.")
-
-
-def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Hexadecimal SHA-256 over names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def default_meta() -> dict[str, Any]:

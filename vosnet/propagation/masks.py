@@ -106,14 +106,3 @@ def decide(
     if at != size:
         mask = functional.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0].byte()
     return mask.cpu().numpy()
-
-
-def with_annotation(mask: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """The label map of an annotated frame: given pixels win, and a given object is nowhere else.
-
-    Args:
-        mask: what was found, [H, W] uint8.
-        given: the annotation, [H, W] integer ids, 0 where nothing is said.
-    """
-    rest = np.where(np.isin(mask, given[given > 0]), 0, mask)
-    return np.where(given > 0, given, rest).astype(np.uint8)

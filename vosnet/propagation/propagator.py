@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vosnet.adaptation.adapt import Adaptation, OnStep, PackedMasks, adapt, require_rereadable
+from vosnet.adaptation.settings import AdaptationSettings
 from vosnet.errors import InputError, UsageError
+from vosnet.masks import with_annotation
 from vosnet.models import CallableEncoder, MaskSegmenter, load_encoder, load_segmenter
-from vosnet.models.inference import FeatureExtractor, Precision, choose_device
+from vosnet.models.inference import FeatureExtractor, Precision
 from vosnet.models.resnet import Arch
-from vosnet.propagation.adaptation import Adaptation, OnStep, PackedMasks, adapt, require_rereadable
-from vosnet.propagation.adaptation_settings import AdaptationSettings
-from vosnet.propagation.masks import upsample, with_annotation
+from vosnet.propagation.masks import upsample
 from vosnet.propagation.protocol import Protocol, check_switches, make_protocol
-from vosnet.propagation.spill import Spill, fingerprint
+from vosnet.propagation.saved_state import Spill, fingerprint
 from vosnet.propagation.tracker import Tracker
-from vosnet.propagation.training_frames import Direction
+from vosnet.runtime import choose_device
 from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
+from vosnet.video.selection import Direction
 
 
 @dataclass
@@ -238,7 +240,7 @@ class Propagator:
             masks: as for `propagate`.
             settings: of online adaptation; None is the paper's.
             direction: as for `propagate`.
-            on_step: see `vosnet.propagation.adaptation.adapt`.
+            on_step: see `vosnet.adaptation.adapt.adapt`.
 
         Raises:
             UsageError: frames that can be read only once (E177), and as `propagate`.

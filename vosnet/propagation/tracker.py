@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from vosnet.errors import InputError, UsageError
+from vosnet.masks import with_annotation
 from vosnet.matching import Chunks, nearest_readout, normalize_features, window_readout
 from vosnet.memory import Context, MemoryBank, SpacedBank
 from vosnet.models.inference import FeatureExtractor
 from vosnet.models.segmenter import MaskSegmenter
-from vosnet.propagation.ladder import Ladder, Rung
-from vosnet.propagation.mask_rounds import MaskRounds
-from vosnet.propagation.masks import decide, input_size, mask_to_values, with_annotation
+from vosnet.propagation.decoding import MaskRounds
+from vosnet.propagation.fallbacks import Ladder, Rung
+from vosnet.propagation.masks import decide, input_size, mask_to_values
 from vosnet.propagation.protocol import Protocol
 
 logger = logging.getLogger(__name__)

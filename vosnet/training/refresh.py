@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from vosnet import files
 from vosnet.datasets.stream import ClipStream
 from vosnet.errors import InputError
 from vosnet.objectives import Objective, RefreshJob
 from vosnet.progress import Progress, ProgressMode
+from vosnet.runtime import state_hash
 from vosnet.training.distributed import World
 from vosnet.training.signals import StopRequest
 
@@ -150,7 +147,7 @@ class Refresher:
 
     def refresh(self, interval: int, step: int, stop: StopRequest) -> Version | None:
         """Make and use a new version; None when a stop was asked for before it was complete."""
-        weights = weights_digest(self.objective)
+        weights = state_hash(self.objective.state_dict())
         version = Version(interval, step, weights, self.stream.fingerprint)
         path = self.folder.path(version)
         if not self._is_there(version):
@@ -184,12 +181,3 @@ class Refresher:
                 if stop:
                     break
         return self.world.sum([float(bool(stop))])[0] == 0
-
-
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from vosnet.datasets.davis import DavisRoot, Sequence
 from vosnet.errors import InputError
+from vosnet.evaluation.davis import DavisRoot, Sequence
 from vosnet.masks import read_mask
 from vosnet.metrics import evaluate_sequence, object_statistics, summarize
 from vosnet.propagation import Propagator

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import Literal, overload
 
 from vosnet.errors import UsageError
 from vosnet.video.info import Frame
 from vosnet.video.reader import VideoReader
 
+Direction = Literal["forward", "backward", "both"]  # in which order frames are walked, from annotated ones
 _CHUNK_BYTES = 64 * 2**20
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support.data_roots import moving_squares, write_davis_root, write_youtube_vos_root
 from vosnet.commands.cli import run
 from vosnet.commands.evaluate import main
-from vosnet.commands.spread import Ranks
+from vosnet.evaluation.spread import Ranks
 from vosnet.masks import read_mask
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from vosnet.errors import InputError
+from vosnet.evaluation.compare import compare_scores
 from vosnet.masks import read_mask
 from vosnet.metrics import (
     ObjectScores,
     annotated_objects,
-    compare_scores,
     evaluate_sequence,
     four_way_mean,
     object_statistics,

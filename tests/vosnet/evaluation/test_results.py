@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from tests.support.data_roots import moving_squares, write_davis_root, write_results, write_youtube_vos_root
-from vosnet.datasets.benchmark import DavisBenchmark, YouTubeVosBenchmark
-from vosnet.datasets.results import SequenceResult, score_sequence
 from vosnet.errors import InputError
+from vosnet.evaluation.benchmark import DavisBenchmark, YouTubeVosBenchmark
+from vosnet.evaluation.results import SequenceResult, score_sequence
 from vosnet.masks import read_mask, write_mask
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vosnet.adaptation.segmentation_loss import merge_unknown
+from vosnet.adaptation.settings import AdaptationSettings
+from vosnet.adaptation.training_frames import fit
 from vosnet.models.inference import can_autocast_bfloat16
 from vosnet.models.unet import UNet, build_unet
-from vosnet.propagation.adaptation_settings import AdaptationSettings
-from vosnet.propagation.segmentation_loss import merge_unknown
-from vosnet.propagation.training_frames import fit
 from vosnet.transforms import normalize_images
 
 _CHANNELS = 32  # objects that are enlarged to the source's size at once

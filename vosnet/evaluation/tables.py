@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vosnet.datasets.results import SequenceResult
 from vosnet.errors import InputError
+from vosnet.evaluation.results import SequenceResult
 from vosnet.files import write_bytes, write_json
 from vosnet.metrics import four_way_mean, object_statistics, summarize
 from vosnet.metrics.summary import STATISTICS

@@ -9,11 +9,11 @@ from typing import TypeVar
 import torch
 
 from vosnet.errors import OutOfMemoryError
+from vosnet.runtime import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Rung = Callable[[], "str | None"]
-_CPU_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory")
 
 
 class Ladder:
@@ -55,10 +55,3 @@ class Ladder:
         tried = f" after {'; '.join(self.steps)}" if self.steps else ""
         hint = "Use a smaller short_side, fewer num_recent frames, or allow_degrade."
         raise OutOfMemoryError("E501", f"memory ran out{tried}: {reason}", hint)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch or Python says that memory ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _CPU_WORDS)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vosnet.datasets.results import SequenceResult
+from vosnet.evaluation.results import SequenceResult
 from vosnet.export.overlay import contact_sheet, object_colors
 from vosnet.files import atomic_path
 from vosnet.masks import read_label_map, read_mask

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vosnet.datasets.benchmark import Wanted
 from vosnet.errors import InputError
+from vosnet.evaluation.benchmark import Wanted
 from vosnet.files import atomic_path
 from vosnet.masks import object_ids
 

@@ -15,7 +15,7 @@ from vosnet.matching import Chunks
 from vosnet.models import MaskSegmenter, build_encoder, save_encoder
 from vosnet.models.segmenter import soft_aggregate
 from vosnet.propagation import Propagator, Tracker, make_protocol
-from vosnet.propagation.mask_rounds import MaskRounds
+from vosnet.propagation.decoding import MaskRounds
 
 BOXES = {1: (8, 8, 30, 30), 2: (20, 40, 44, 60)}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vosnet.datasets.davis import Sequence
-from vosnet.datasets.youtube_vos import Video
 from vosnet.errors import InputError
+from vosnet.evaluation.davis import Sequence
+from vosnet.evaluation.youtube_vos import Video
 from vosnet.files import natural_key
 from vosnet.masks import object_ids, read_label_map, read_mask
 from vosnet.metrics import ObjectScores, annotated_objects, score_frames

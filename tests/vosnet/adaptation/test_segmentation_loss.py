@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from vosnet.propagation.segmentation_loss import merge_unknown, segmentation_loss
+from vosnet.adaptation.segmentation_loss import merge_unknown, segmentation_loss
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(2, 4, 5, 6, generator=GENERATOR)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vosnet.propagation.training_frames import Batches, TrainingFrames, frame_weights, known_ids
+from vosnet.adaptation.training_frames import Batches, TrainingFrames, frame_weights, known_ids
 from vosnet.transforms.photometric import ColorJitter
 
 CPU = torch.device("cpu")

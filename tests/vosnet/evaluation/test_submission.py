@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.support.data_roots import moving_squares, write_results
-from vosnet.datasets.benchmark import Wanted
 from vosnet.errors import InputError
-from vosnet.export import submission
-from vosnet.export.submission import build_submission, check_zip, validate_submission
+from vosnet.evaluation import submission
+from vosnet.evaluation.benchmark import Wanted
+from vosnet.evaluation.submission import build_submission, check_zip, validate_submission
 from vosnet.masks import write_mask
 
 WANTED = {"dog": Wanted(("00000", "00002"), (48, 64), frozenset({1, 2}))}

@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from vosnet.datasets.benchmark import Benchmark
-from vosnet.datasets.results import ScoringTask, score_sequence
+from vosnet.adaptation.adapt import Masks
+from vosnet.adaptation.appearance import AppearanceModel
 from vosnet.errors import InputError
+from vosnet.evaluation.benchmark import Benchmark
+from vosnet.evaluation.results import ScoringTask, score_sequence
 from vosnet.export.folder import ResultFolder
 from vosnet.files import atomic_path, write_json
-from vosnet.masks import write_mask
-from vosnet.propagation.adaptation import Masks
-from vosnet.propagation.appearance import AppearanceModel
-from vosnet.propagation.masks import with_annotation
+from vosnet.masks import with_annotation, write_mask
 from vosnet.video import VideoReader
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from vosnet import Propagator
+from vosnet.adaptation.adapt import Adaptation, PackedMasks, adapt
+from vosnet.adaptation.settings import AdaptationSettings, make_settings
 from vosnet.errors import InputError, OutOfMemoryError, UsageError
 from vosnet.masks import object_ids
 from vosnet.metrics import region_similarity
-from vosnet.propagation.adaptation import Adaptation, PackedMasks, adapt
-from vosnet.propagation.adaptation_settings import AdaptationSettings, make_settings
 from vosnet.synthetic import make_clip
 
 CLIP = make_clip(3, num_frames=12, size=(64, 96), num_objects=1, num_distractors=0)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.data_roots import moving_squares, write_davis_root
-from vosnet.datasets.benchmark import DavisBenchmark
-from vosnet.datasets.davis import DavisRoot
 from vosnet.errors import InputError, UsageError
+from vosnet.evaluation.benchmark import DavisBenchmark
+from vosnet.evaluation.davis import DavisRoot
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vosnet.datasets.benchmark import Benchmark
 from vosnet.errors import InputError, VosnetError
+from vosnet.evaluation.benchmark import Benchmark
 from vosnet.export.folder import ResultFolder
 from vosnet.files import inside
 from vosnet.masks import write_mask

@@ -11,8 +11,9 @@ import torch
 from tests.vosnet.propagation.helpers import make_mask, make_propagator, make_scene
 from vosnet import matching
 from vosnet.errors import OutOfMemoryError
-from vosnet.propagation.ladder import Ladder, is_out_of_memory
+from vosnet.propagation.fallbacks import Ladder
 from vosnet.propagation.tracker import MIN_WORKSPACE_BYTES, Tracker
+from vosnet.runtime import is_out_of_memory
 
 MASKS = {
     0: make_mask({i + 1: (0, 9 * i, 48, 9 * i + 8) for i in range(8)}),

@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from vosnet.datasets import youtube_vos
-from vosnet.datasets.davis import DavisRoot
-from vosnet.datasets.results import ScoringTask, davis_task, youtube_vos_task
 from vosnet.errors import InputError
+from vosnet.evaluation import youtube_vos
+from vosnet.evaluation.davis import DavisRoot
+from vosnet.evaluation.results import ScoringTask, davis_task, youtube_vos_task
 from vosnet.files import expand, inside
 from vosnet.masks import object_ids, read_mask
 from vosnet.metrics.summary import VOID

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.support.data_roots import write_frames, write_youtube_vos_root
-from vosnet.datasets.benchmark import YouTubeVosBenchmark
-from vosnet.datasets.youtube_vos import YouTubeVosRoot
 from vosnet.errors import InputError, UsageError
+from vosnet.evaluation.benchmark import YouTubeVosBenchmark
+from vosnet.evaluation.youtube_vos import YouTubeVosRoot
 
 
 @pytest.fixture

@@ -17,21 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vosnet.errors import InputError, OutOfMemoryError, UsageError
-from vosnet.models.inference import choose_device
-from vosnet.propagation.adaptation_settings import AdaptationSettings
-from vosnet.propagation.appearance import AppearanceModel
-from vosnet.propagation.ladder import is_out_of_memory
-from vosnet.propagation.masks import with_annotation
-from vosnet.propagation.segmentation_loss import merge_unknown, segmentation_loss
-from vosnet.propagation.training_frames import (
+from vosnet.adaptation.appearance import AppearanceModel
+from vosnet.adaptation.segmentation_loss import merge_unknown, segmentation_loss
+from vosnet.adaptation.settings import AdaptationSettings
+from vosnet.adaptation.training_frames import (
     Batches,
-    Direction,
     TrainingFrames,
     frame_weights,
     known_ids,
 )
+from vosnet.errors import InputError, OutOfMemoryError, UsageError
+from vosnet.masks import with_annotation
+from vosnet.runtime import choose_device, is_out_of_memory
 from vosnet.transforms import normalize_images
+from vosnet.video.selection import Direction
 
 Masks = Mapping[int, np.ndarray]
 _PROBES = 16  # frames on which the trained model is compared with what it was taught

@@ -7,10 +7,10 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from vosnet.adaptation.training_frames import Decay
 from vosnet.errors import UsageError
 from vosnet.models.inference import Precision
 from vosnet.models.unet import DECODER_DIMS
-from vosnet.propagation.training_frames import Decay
 from vosnet.transforms.photometric import ColorJitter
 
 

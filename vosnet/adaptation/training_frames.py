@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vosnet.transforms import nearest_index, random_similarity, warp_images, warp_nearest
 from vosnet.transforms.photometric import ColorJitter, jitter_colors
+from vosnet.video.selection import Direction
 
-Direction = Literal["forward", "backward", "both"]
 Decay = Literal["exponential", "linear"]
 
 
