@@ -100,8 +100,8 @@ class Objective(nn.Module):
     def forward(self, clip: Clip) -> ObjectiveOutput:
         raise NotImplementedError
 
-    def misfits(self, *, clip_len: int, color_space: str) -> Iterable[tuple[str, str]]:
-        """Settings that the rest of the recipe does not allow, as (key of the objective, message).
+    def conflicts(self, *, clip_len: int, color_space: str) -> Iterable[tuple[str, str]]:
+        """Settings incompatible with the rest of the recipe, as (key of the objective, message).
 
         Args:
             clip_len: frames per clip.
@@ -117,8 +117,8 @@ class Objective(nn.Module):
     def after_step(self) -> None:
         """Called after every optimizer step that was taken, for networks that follow the trained one."""
 
-    def degenerate(self, terms: dict[str, float]) -> str | None:
-        """What shows that training has failed though all numbers are finite, such as equal features; or None.
+    def collapse_reason(self, terms: dict[str, float]) -> str | None:
+        """Reason to consider training collapsed though all numbers are finite, e.g. equal features; or None.
 
         Args:
             terms: the named values of one step, averaged over the ranks.

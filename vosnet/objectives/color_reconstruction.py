@@ -111,7 +111,7 @@ class ColorReconstruction(Objective):
         if self.memory_encoder is not None:
             self.memory_encoder.follow(self.encoder)
 
-    def misfits(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
+    def conflicts(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
         """Settings that the clips or the encoder do not allow."""
         if self.num_references != "all" and self.num_references > clip_len - 1:
             message = (
@@ -133,7 +133,7 @@ class ColorReconstruction(Objective):
             UsageError: the clip has too few frames, or the encoder does not see Lab (E166).
         """
         color_space = getattr(self.encoder, "color_space", "lab")
-        for _, message in self.misfits(clip_len=clip.frames.shape[1], color_space=color_space):
+        for _, message in self.conflicts(clip_len=clip.frames.shape[1], color_space=color_space):
             raise UsageError("E166", message)
         frames = clip.frames[:, reference_frames(clip.frames.shape[1], self.num_references, self.first_frame)]
         query, memory = self._encode(*self.inputs(frames, clip.draws))

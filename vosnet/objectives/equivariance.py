@@ -13,14 +13,14 @@ the others: neighbours that show the same thing must be told apart, which hurts 
 J&F on six DAVIS sequences, 100 clips, both terms: 64.6 after 216 steps, 63.3 after 1,404; hard: 69.9 after
 549).
 
-"contrastive" asks each cell to be more like its own partner than like the partners of other cells, of its
+"infonce" asks each cell to be more like its own partner than like the partners of other cells, of its
 own frame and of other videos. Features that are equal everywhere, within a video or along the frame, leave
 the loss at or near log(number of partners), its value for guessing: they are no minimum. Features that code
 the place in the frame alone do not help either, because Phi moves the cells.
 
 "cosine" is one minus the cosine of partners: the formula as it is written. Constant features are its exact
 minimum, and holding the right side constant does not keep training from it: on generated video
-`frame_variance` fell from 0.56 to 0.14 in 80 steps, where "contrastive" kept 0.57. It is here to be compared
+`frame_variance` fell from 0.56 to 0.14 in 80 steps, where "infonce" kept 0.57. It is here to be compared
 with, and beside the segmentation term, which constant features cannot solve.
 """
 
@@ -36,7 +36,7 @@ from vosnet.matching import dense_readout
 from vosnet.objectives.anchors import take_cells
 from vosnet.transforms import warp_images
 
-Likeness = Literal["contrastive", "cosine"]
+PairLoss = Literal["infonce", "cosine"]
 Alignment = Literal["hard", "soft"]
 
 
@@ -121,21 +121,20 @@ def long_term_assignments(
     B, N = index.shape
     anchors = _cells(query, index)
     with torch.no_grad():
-        likeness = F.normalize(moved.float(), dim=1).flatten(2).transpose(1, 2) @ anchors.view(
-            B, N, -1
-        ).transpose(1, 2)
-        label = likeness.argmax(2) + torch.arange(B, device=index.device)[:, None] * N
+        cells = F.normalize(moved.float(), dim=1).flatten(2).transpose(1, 2)
+        affinity = cells @ anchors.view(B, N, -1).transpose(1, 2)
+        label = affinity.argmax(2) + torch.arange(B, device=index.device)[:, None] * N
     rows = moved_features(F.normalize(distant.float(), dim=1), theta)
     rows = F.normalize(rows, dim=1).flatten(2).transpose(1, 2)
     return rows.flatten(0, 1), anchors, label.flatten()
 
 
-def unlikeness(
+def pair_loss(
     rows: Tensor,
     targets: Tensor,
     *,
     first: int,
-    likeness: Likeness,
+    loss: PairLoss,
     temperature: float,
 ) -> Tensor:
     """How far rows are from their targets, scalar.
@@ -145,11 +144,11 @@ def unlikeness(
         targets: unit vectors, [S, C]: the rows' own stand at `first` to `first + R`, the others are those of
             other ranks.
         first: this rank's place.
-        likeness: "contrastive": cross-entropy of finding the own target among all; "cosine": one minus the
+        loss: "infonce": cross-entropy of finding the own target among all; "cosine": one minus the
             cosine of the own target.
-        temperature: divides the cosines; only for "contrastive".
+        temperature: divides the cosines; only for "infonce".
     """
-    if likeness == "cosine":
+    if loss == "cosine":
         return 1 - (rows * targets[first : first + len(rows)]).sum(1).mean()
     label = torch.arange(first, first + len(rows), device=rows.device)
     return F.cross_entropy(rows @ targets.t() / temperature, label)

@@ -101,17 +101,17 @@ class PlusSegmentation(Objective):
         total = output.total + self.segmentation_weight * loss
         return ObjectiveOutput(total, {**output.terms, **terms})
 
-    def misfits(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
+    def conflicts(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
         if clip_len < 2:
             yield "base", f"base: the segmentation term needs data.clip_len of at least 2, got {clip_len}"
-        for key, message in self.base.misfits(clip_len=clip_len, color_space=color_space):
+        for key, message in self.base.conflicts(clip_len=clip_len, color_space=color_space):
             yield "base", f"base.{message}" if message.startswith(key) else f"base: {message}"
 
     def after_step(self) -> None:
         self.base.after_step()
 
-    def degenerate(self, terms: dict[str, float]) -> str | None:
-        return self.base.degenerate(terms)
+    def collapse_reason(self, terms: dict[str, float]) -> str | None:
+        return self.base.collapse_reason(terms)
 
     def kept_segmenter(self) -> MaskSegmenter | None:
         return self.segmentation.segmenter

@@ -20,13 +20,13 @@ from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob
 from vosnet.objectives.contrast import anchor_cross_entropy
 from vosnet.objectives.equivariance import (
     Alignment,
-    Likeness,
+    PairLoss,
     feature_variance,
     frame_variance,
     long_term_assignments,
     long_term_pairs,
+    pair_loss,
     short_term_pairs,
-    unlikeness,
 )
 from vosnet.objectives.gather import gather_ranks, world
 from vosnet.objectives.mask_embedding import MaskEmbedding
@@ -59,8 +59,8 @@ class Unified(Objective):
         short_term_weight: of L_short.
         long_term_weight: of L_long.
         segmentation_weight: of L_seg.
-        likeness: what "~" is; see `vosnet.objectives.equivariance`.
-        temperature: divides the cosines of "contrastive".
+        loss: what "~" is; see `vosnet.objectives.equivariance`.
+        temperature: divides the cosines of "infonce".
         alignment: how the long-term affinity copies: "hard" or "soft"; see
             `vosnet.objectives.equivariance`.
         affinity_temperature: divides the cosines of the soft affinity.
@@ -93,7 +93,7 @@ class Unified(Objective):
         short_term_weight: float = 1.0,
         long_term_weight: float = 1.0,
         segmentation_weight: float = 1.0,
-        likeness: Likeness = "contrastive",
+        loss: PairLoss = "infonce",
         temperature: float = 0.1,
         alignment: Alignment = "hard",
         affinity_temperature: float = 0.05,
@@ -117,7 +117,7 @@ class Unified(Objective):
             "segmentation_weight": segmentation_weight,
         }
         _check_weights(weights)
-        _check_choice("likeness", likeness, ("contrastive", "cosine"))
+        _check_choice("loss", loss, ("infonce", "cosine"))
         _check_choice("alignment", alignment, ("hard", "soft"))
         _check_choice("stop_gradient", stop_gradient, ("target", "none"))
         for name, value in (
@@ -132,7 +132,7 @@ class Unified(Objective):
         self.encoder = encoder
         self.short_term_weight, self.long_term_weight = short_term_weight, long_term_weight
         self.segmentation_weight = segmentation_weight
-        self.likeness, self.temperature = likeness, temperature
+        self.loss, self.temperature = loss, temperature
         self.alignment = alignment
         self.affinity_temperature, self.grid_size = affinity_temperature, grid_size
         self.short_term_grid_size = short_term_grid_size
@@ -240,7 +240,7 @@ class Unified(Objective):
         following = self._target(features.compared[1])
         h, w = following.shape[-2:]
         index = grid_index(clip.draws[:, :2], h, w, self.short_term_grid_size)
-        return self._unlikeness(*self._short_pairs(features.view[0], following, clip.theta, index))
+        return self._pair_loss(*self._short_pairs(features.view[0], following, clip.theta, index))
 
     def long_term(self, features: Features, clip: Clip) -> Tensor:
         """L_long: E(I_0) against the aligned Phi(E(I_t')), mean over the distant frames, scalar."""
@@ -257,10 +257,10 @@ class Unified(Objective):
             else:
                 target = self._target(distant)
                 pairs = self._long_pairs(features.compared[0], features.view[t], target, clip.theta, index)
-                losses.append(self._unlikeness(*pairs))
+                losses.append(self._pair_loss(*pairs))
         return torch.stack(losses).mean()
 
-    def degenerate(self, terms: dict[str, float]) -> str | None:
+    def collapse_reason(self, terms: dict[str, float]) -> str | None:
         variance = terms["frame_variance"]
         if variance >= self.min_frame_variance:
             return None
@@ -269,7 +269,7 @@ class Unified(Objective):
             f"objective.min_frame_variance ({self.min_frame_variance:.0e})"
         )
 
-    def misfits(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
+    def conflicts(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
         del color_space
         least = 3 if self.long_term_weight else 2
         if clip_len < least:
@@ -302,17 +302,17 @@ class Unified(Objective):
     def _target(self, features: Tensor) -> Tensor:
         return features.detach() if self.stop_gradient == "target" else features
 
-    def _unlikeness(self, rows: Tensor, targets: Tensor) -> Tensor:
-        return unlikeness(
+    def _pair_loss(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return pair_loss(
             rows,
             gather_ranks(targets),
             first=world()[0] * len(rows),
-            likeness=self.likeness,
+            loss=self.loss,
             temperature=self.temperature,
         )
 
     def _chosen(self, rows: Tensor, anchors: Tensor, label: Tensor) -> Tensor:
-        if self.likeness == "cosine":
+        if self.loss == "cosine":
             return 1 - (rows * anchors[label]).sum(1).mean()
         every = torch.arange(len(rows), device=rows.device)
         return anchor_cross_entropy(

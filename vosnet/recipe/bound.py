@@ -77,7 +77,7 @@ def check_fit(values: Mapping[str, Any], findings: Findings) -> None:
     arguments = dict(values["objective"])
     objective = OBJECTIVES[arguments.pop("name")](_Features(), **arguments)
     color_space = (values.get("encoder") or {}).get("color_space", "rgb")
-    for key, message in objective.misfits(clip_len=values["data"]["clip_len"], color_space=color_space):
+    for key, message in objective.conflicts(clip_len=values["data"]["clip_len"], color_space=color_space):
         findings.add(("objective", key), f"objective.{message}")
 
 

@@ -220,7 +220,7 @@ class Loop:
         return bool(stopped)
 
     def _check_terms(self, terms: dict[str, float]) -> None:
-        problem = self.trainer.objective.degenerate(terms)
+        problem = self.trainer.objective.collapse_reason(terms)
         if problem is not None:
             hint = "The last checkpoint is from before; lower optimizer.lr or change the objective's section."
             raise DivergedError("E702", f"training came to nothing at step {self.step}: {problem}", hint)

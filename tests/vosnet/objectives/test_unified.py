@@ -23,8 +23,8 @@ from vosnet.objectives.equivariance import (
     long_term_assignments,
     long_term_pairs,
     moved_features,
+    pair_loss,
     short_term_pairs,
-    unlikeness,
 )
 from vosnet.training.journal import read_rows
 from vosnet.transforms import Clip, Cut, invert_similarity, similarity_theta, warp_images
@@ -94,9 +94,9 @@ def test_features_that_are_equivariant_are_their_own_partners_at_short_term() ->
     )
     torch.testing.assert_close(rows, targets)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(48))
-    loss = unlikeness(rows, targets, first=0, likeness="cosine", temperature=1.0)
+    loss = pair_loss(rows, targets, first=0, loss="cosine", temperature=1.0)
     assert float(loss) == pytest.approx(0, abs=1e-6)
-    loss = unlikeness(rows, targets.flip(0), first=0, likeness="cosine", temperature=1.0)
+    loss = pair_loss(rows, targets.flip(0), first=0, loss="cosine", temperature=1.0)
     assert float(loss) > 0.5
 
 
@@ -146,7 +146,7 @@ def test_the_hard_alignment_is_a_cross_entropy_over_all_anchors_in_the_term() ->
 
 def test_the_contrast_is_a_cross_entropy_over_the_targets_of_all_ranks() -> None:
     rows, targets = (F.normalize(torch.randn(n, 5), dim=1) for n in (4, 12))
-    loss = unlikeness(rows, targets, first=4, likeness="contrastive", temperature=0.1)
+    loss = pair_loss(rows, targets, first=4, loss="infonce", temperature=0.1)
     logits = rows @ targets.t() / 0.1
     expected = torch.stack([logits[i].logsumexp(0) - logits[i, 4 + i] for i in range(4)]).mean()
     torch.testing.assert_close(loss, expected)
@@ -186,13 +186,13 @@ def test_features_that_say_nothing_do_not_lower_the_contrast_but_please_the_cosi
         terms = objective(toy_clip()).terms
         assert float(terms["short_term"]) >= guess - 1e-5  # no better than guessing
         assert float(terms["long_term"]) >= guess - allowed
-    collapsed = Unified(Constant("constant"), segmentation_weight=0.0, grid_size=4, likeness="cosine")
+    collapsed = Unified(Constant("constant"), segmentation_weight=0.0, grid_size=4, loss="cosine")
     hard = Unified(Constant("constant"), segmentation_weight=0.0, grid_size=4)
     assert float(hard(toy_clip()).terms["long_term"]) >= guess - 1e-5
     output = collapsed(toy_clip())
     assert float(output.total.detach()) == pytest.approx(0, abs=1e-5)
     values = {name: float(value) for name, value in output.terms.items()}
-    assert "frame_variance is" in str(collapsed.degenerate(values))
+    assert "frame_variance is" in str(collapsed.collapse_reason(values))
 
 
 def test_variance_is_zero_for_equal_or_dead_features_and_one_at_most() -> None:
@@ -253,7 +253,7 @@ def test_clips_of_wrong_distances_are_refused(frame_ids: list[int], message: str
         ({"short_term_weight": 0.0, "long_term_weight": 0.0}, "at least one must be positive"),
         ({"long_term_weight": -1.0}, "long_term_weight must not be negative"),
         ({"alignment": "none"}, "alignment must be one of hard, soft, got 'none'"),
-        ({"likeness": "l2"}, "likeness must be one of contrastive, cosine, got 'l2'"),
+        ({"loss": "l2"}, "loss must be one of infonce, cosine, got 'l2'"),
         ({"temperature": 0.0}, "temperature must be positive"),
         (
             {"clustering": {"num_centroids": 3}},

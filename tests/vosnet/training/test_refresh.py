@@ -58,7 +58,7 @@ class Refreshing(Objective):
         total = (self.encoder(clip.frames[:, 0]).mean((1, 2, 3)) * scale).square().mean()
         return ObjectiveOutput(total, {"size": total.detach()})
 
-    def degenerate(self, terms: dict[str, float]) -> str | None:
+    def collapse_reason(self, terms: dict[str, float]) -> str | None:
         return f"size is {terms['size']:.1e}" if terms["size"] < self.limit else None
 
 
