@@ -15,27 +15,13 @@ import torch
 from PIL import Image
 
 from tests.support.frame_folders import write_frames
+from tests.support.streams import same, stream_of
 from vosnet.datasets import prefetch
 from vosnet.datasets.prefetch import prefetched
 from vosnet.datasets.source import VideoSource
-from vosnet.datasets.stream import ClipStream, build_stream
+from vosnet.datasets.stream import ClipStream
 from vosnet.errors import InputError, UsageError, VosnetError
 from vosnet.transforms import Crops, assemble_clip, crop_frames
-
-SMALL: dict[str, Any] = {"clip_len": 3, "frame_gap": 2, "crop_size": 16, "short_side": (16, 33)}
-
-
-def stream_of(root: Path | str, **kwargs: Any) -> ClipStream:
-    sources = kwargs.pop("sources", None) or [VideoSource(root=str(root))]
-    return build_stream(**({"seed": 1, "batch_size": 2, "sources": sources} | SMALL | kwargs))
-
-
-def same(a: Crops, b: Crops) -> bool:
-    assert a.cut is not None
-    assert b.cut is not None
-    tensors = [(getattr(a, k), getattr(b, k)) for k in ("frames", "theta", "draws", "ids")]
-    tensors += zip(a.cut.tensors(), b.cut.tensors(), strict=True)
-    return a.names == b.names and all(torch.equal(x, y) for x, y in tensors)
 
 
 def take(stream: ClipStream, count: int, **kwargs: Any) -> list[Crops]:
@@ -94,7 +80,7 @@ def test_a_clip_knows_where_it_was_cut_from(videos: Path) -> None:
 
 def test_a_memory_budget_is_kept_and_changes_nothing(videos: Path) -> None:
     one_video = 12 * 40 * 56 * 3
-    stream = build_stream(seed=1, batch_size=2, sources=[VideoSource(root=str(videos))], **SMALL)
+    stream = stream_of(videos)
     stream.store.budget_bytes = 2 * one_video
     for step in range(6):
         assert same(stream.batch(step), stream_of(videos).batch(step))
@@ -230,13 +216,13 @@ def test_a_still_becomes_a_clip_by_a_homography_and_one_that_is_too_small_is_nam
     sources = [VideoSource(layout="stills", root=str(tmp_path / "stills"))]
     with Image.open(still) as image:
         side = min(image.size)
-    options: dict[str, Any] = {"sources": sources, "seed": 1, "batch_size": 1, "clip_len": 3, "order": "kept"}
+    options: dict[str, Any] = {"sources": sources, "batch_size": 1, "clip_len": 3, "order": "kept"}
     options |= {"crop_size": 16, "short_side": (16, 17)}
-    moved = build_stream(**options, still_motion="homography").batch(0)
+    moved = stream_of("", **options, still_motion="homography").batch(0)
     assert moved.frames.shape == (1, 3, 16, 16, 3)
     assert not torch.equal(moved.frames[0, 0], moved.frames[0, 1])
-    again = build_stream(**options, still_motion="homography").batch(0)
+    again = stream_of("", **options, still_motion="homography").batch(0)
     assert torch.equal(moved.frames, again.frames)
     options |= {"crop_size": side + 1, "short_side": (side + 1, side + 2)}
     with pytest.raises(UsageError, match=r"E168 1 stills are smaller than the crop"):
-        build_stream(**options, still_motion="homography")
+        stream_of("", **options, still_motion="homography")
