@@ -20,7 +20,16 @@ def conv3x3(in_dim: int, out_dim: int, stride: int, padding: Padding) -> nn.Conv
 def _projection(in_dim: int, out_dim: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and in_dim == out_dim:
         return None
-    return nn.Sequential(nn.Conv2d(in_dim, out_dim, 1, stride, bias=False), nn.BatchNorm2d(out_dim))
+    # oneDNN corrupts memory in the backward of a strided one over few channels (uxlfoundation/oneDNN#6035)
+    kind = _SubsampledConv2d if stride > 1 and in_dim < 16 else nn.Conv2d
+    return nn.Sequential(kind(in_dim, out_dim, 1, stride, bias=False), nn.BatchNorm2d(out_dim))
+
+
+class _SubsampledConv2d(nn.Conv2d):
+    """A strided 1x1 convolution, computed as one without stride over every `stride`-th cell."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x[..., :: self.stride[0], :: self.stride[1]], self.weight)
 
 
 class BasicBlock(nn.Module):
