@@ -12,8 +12,8 @@ from tests.support.data_roots import moving_squares, write_davis_root, write_res
 from vosnet.commands.cli import run
 from vosnet.commands.evaluate import main as evaluate_main
 from vosnet.commands.propagate import main as propagate_main
-from vosnet.export import clip as export_clip
 from vosnet.masks import read_mask, write_mask
+from vosnet.propagation import Propagator
 from vosnet.synthetic import make_clip
 
 CLIP = make_clip(7, num_frames=5, size=(64, 96))
@@ -81,10 +81,10 @@ def test_resuming_trains_anew_without_propagating_and_gives_the_same_masks(
     (out / "result.json").unlink()
     (out / "masks/3.png").unlink()
 
-    def never(*_: Any) -> int:
+    def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the propagated masks were complete")
 
-    monkeypatch.setattr(export_clip, "_propagate", never)
+    monkeypatch.setattr(Propagator, "propagate", never)
     assert propagate(frames, out, "--resume") == 0
     assert masks_in(out / "masks") == whole
     (out / "result.json").unlink()

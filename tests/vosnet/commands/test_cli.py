@@ -1,5 +1,6 @@
 """Exit codes and messages of the outermost frame."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,9 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+from vosnet.commands import doctor
 from vosnet.commands.cli import run
-from vosnet.errors import InputError
+from vosnet.errors import (
+    DivergedError,
+    InputError,
+    LockedError,
+    OutOfMemoryError,
+    PartialFailureError,
+    StorageError,
+    UsageError,
+    VosnetError,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -33,6 +45,18 @@ def raising(error: BaseException):
         (OSError(28, "No space left on device", "x.png"), 6),
         (ZeroDivisionError("oops"), 1),
         (SystemExit(2), 2),
+        (SystemExit("a message"), 2),
+        (VosnetError("E109", "gone"), 1),
+        (UsageError("E140", "wrong"), 2),
+        (PartialFailureError("E301", "some"), 3),
+        (OutOfMemoryError("E501", "full"), 5),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 5),
+        (StorageError("E601", "full"), 6),
+        (DivergedError("E701", "nan"), 7),
+        (LockedError("E801", "locked"), 8),
+        (PermissionError(13, "Permission denied", "x.png"), 6),
+        (FileNotFoundError(2, "No such file", "x.png"), 1),
+        (OSError(5, "Input/output error", "x.png"), 1),
     ],
 )
 def test_every_ending_has_its_exit_code(
@@ -70,3 +94,27 @@ def test_help_does_not_import_torch() -> None:
         "code = run(_dispatch, ['--help'])\nassert code == 0\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_report_of_doctor_decides_its_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [doctor.Finding("python", "ok", "3.11"), doctor.Finding("gpu", "note", "none")]
+    monkeypatch.setattr(doctor, "examine", lambda *, self_check: found)
+    assert run(doctor.main, ["--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    found.append(doctor.Finding("cv2", "fail", "no libGL"))
+    assert run(doctor.main, []) == 1
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["fail", "cv2", "no", "libGL"]
+
+
+def test_the_operators_agree_with_their_definitions_and_a_broken_part_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checks = [finding for finding in doctor.examine() if finding.name.endswith("check (cpu)")]
+    assert [finding.status for finding in checks] == ["ok"] * 3
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1 / 0)
+    broken = [finding for finding in doctor.examine(self_check=False) if finding.status == "fail"]
+    assert [(finding.name, finding.detail) for finding in broken] == [
+        ("processors", "ZeroDivisionError: division by zero")
+    ]

@@ -57,6 +57,9 @@ def test_table_json_csv_and_picture(
     assert set(numbers["objects"]["dog_1"]) == keys
     assert set(numbers["overall"]) == keys | {"JF_mean"}
     assert numbers["objects"]["cat_1"]["J_mean"] == pytest.approx(13 / 17)
+    assert numbers["overall"]["J_mean"] == pytest.approx(
+        np.mean([scores["J_mean"] for scores in numbers["objects"].values()])
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["sequence", "dog", "cat", "overall"]
     assert lines[3].split()[3:] == [f"{numbers['overall'][k]:.3f}" for k in ("JF_mean", "J_mean", "F_mean")]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.data_roots import moving_squares, write_davis_root, write_youtube_vos_root
+from tests.support.data_roots import moving_squares, write_davis_root, write_frames, write_youtube_vos_root
 from vosnet.commands.cli import run
 from vosnet.commands.evaluate import main
 from vosnet.evaluation.spread import Ranks
 from vosnet.masks import read_mask
+from vosnet.models import build_encoder, save_encoder
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -84,6 +86,51 @@ def test_f28_an_existing_result_is_refused_resumed_or_overwritten(
     assert (out / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--set", "k=3"], "protocol was"),
+        (["--checkpoint", "{tmp}/other.safetensors"], "encoder was 'random"),
+        (["--split", "{tmp}/less.txt"], r"sequences was \['ant', 'bee'\], now \['bee'\]"),
+        (["--root", "{tmp}/davis"], "root was"),
+        (["--adapt", "--adapt-set", "iterations=1"], "adaptation was None"),
+    ],
+)
+def test_a_result_is_not_resumed_with_other_settings(
+    davis: Path,
+    result: Path,
+    tmp_path: Path,
+    changed: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(result, out)
+    shutil.copytree(davis, tmp_path / "davis")
+    (tmp_path / "less.txt").write_text("bee")
+    save_encoder(tmp_path / "other.safetensors", build_encoder(layer="layer2", seed=1), {})
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    options = [option.format(tmp=tmp_path) for option in changed]
+    assert run(main, arguments(davis, out, "--resume", *options)) == 2
+    assert re.search(f"E119 .*{message}", capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_switches_add_up_over_the_set_options_and_objects_stay_lost_by_default(
+    davis: Path, result: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "one.txt").write_text("ant")
+    more = ["--split", str(tmp_path / "one.txt"), "--set", "k=3", "--set", "radius=2", "num_recent=1"]
+    assert run(main, arguments(davis, out, *more)) == 0
+    protocols = [
+        json.loads((folder / ".vosnet-settings.json").read_text())["protocol"] for folder in (out, result)
+    ]
+    names = ("layer", "k", "radius", "num_recent", "empty_objects")
+    assert [protocols[0][name] for name in names] == ["layer2", "3", "2", "1", "lose"]
+    assert protocols[1]["empty_objects"] == "lose"
+
+
 def test_one_broken_sequence_leaves_the_others_done_and_no_number_not_even_an_old_one(
     davis: Path, result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +151,8 @@ def test_one_broken_sequence_leaves_the_others_done_and_no_number_not_even_an_ol
 
 def test_youtube_vos_objects_that_appear_later_are_propagated(tmp_path: Path) -> None:
     root = write_youtube_vos_root(tmp_path / "ytvos")
+    write_frames(root / "valid_all_frames/JPEGImages/aa11", [f"{t:05d}" for t in range(26)])
+    write_frames(root / "valid_all_frames/JPEGImages/bb22", [f"{t:05d}" for t in range(0, 26, 5)])
     out = tmp_path / "out"
     code = run(
         main,
@@ -115,21 +164,42 @@ def test_youtube_vos_objects_that_appear_later_are_propagated(tmp_path: Path) ->
     result = read_mask(out / "aa11/00010.png").ids
     assert np.array_equal(result == 2, given == 2)
     assert read_mask(out / "aa11/00005.png").object_ids == [1]
+    assert not (out / "aa11/00003.png").exists()  # a frame of the video that is not asked for
     overall = json.loads((out / "evaluation.json").read_text())["overall"]
     assert {"J_seen", "F_seen", "J_unseen", "F_unseen", "overall"} <= set(overall)
 
 
-def test_two_ranks_give_the_result_of_one(davis: Path, result: Path, tmp_path: Path) -> None:
+def torchrun(davis: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """`evaluate` on two ranks, its progress as JSON."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(ROOT / "tools/evaluate.py"), *arguments(davis, tmp_path / "two")],
+    return subprocess.run(
+        [*command, str(ROOT / "tools/evaluate.py"), *arguments(davis, out, "--progress", "json")],
         capture_output=True, text=True, check=False, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def test_two_ranks_give_the_result_of_one(davis: Path, result: Path, tmp_path: Path) -> None:
+    done = torchrun(davis, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("overall") == 1  # one rank reports
+    shown = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    mine = next(row for row in shown if row["progress"] == "propagate, process 0 of 2")
+    assert (mine["done"], mine["total"]) == (4, 4)  # frames of one of the two sequences
     for name in ("evaluation.json", "ant/00003.png", "bee/00003.png"):
         assert (tmp_path / "two" / name).read_bytes() == (result / name).read_bytes()
+
+
+def test_what_fails_on_another_rank_is_reported_by_the_first(davis: Path, tmp_path: Path) -> None:
+    shutil.copytree(davis, tmp_path / "davis")
+    for frame in (tmp_path / "davis/JPEGImages/480p/bee").iterdir():
+        frame.write_bytes(b"no picture")
+    done = torchrun(tmp_path / "davis", tmp_path / "two")
+    assert done.returncode != 0
+    assert "E302 1 of 2 sequences failed" in done.stderr
+    assert "bee: " in done.stderr
+    assert "overall" not in done.stdout
+    assert (tmp_path / "two/ant/00003.png").is_file()
 
 
 def test_ranks_share_sequences_by_length_without_loss() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from vosnet.commands.cli import run
 from vosnet.commands.propagate import main
 from vosnet.export.clip import MaskWriter
 from vosnet.masks import read_mask, write_mask
+from vosnet.models import build_encoder, save_encoder
 from vosnet.synthetic import make_clip, write_video
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -140,6 +142,12 @@ def test_part_of_a_clip_with_a_stride(frames: Path, tmp_path: Path) -> None:
         (["--mask", "{tmp}/first.png", "--set", "radus=3"], 2, "radius"),
         (["--mask", "{tmp}/first.png", "--checkpoint", "{tmp}/none.safetensors"], 4, "none.safetensors"),
         (["--mask", "{tmp}/first.png", "--opacity", "3"], 2, "--opacity"),
+        (["--mask", "{tmp}/first.png", "--resume", "--overwrite"], 2, "E133"),
+        (["--mask", "0={tmp}/first.png", "0={tmp}/small.png"], 2, "E135 two masks for frame 0"),
+        (["--mask", "{tmp}/first.png", "{tmp}/small.png"], 2, "E135 two masks for the first frame"),
+        (["--mask", "{tmp}/first.png", "--videos", "{tmp}"], 2, "E132"),
+        (["--mask", "{tmp}/first.png", "--adapt-set", "size=64"], 2, "E138"),
+        (["--mask", "{tmp}/first.png", "--set", "k"], 2, "E136"),
         ([], 2, "--mask"),
     ],
 )
@@ -197,6 +205,72 @@ def test_f28_an_earlier_result_is_refused_then_overwritten(frames: Path, mask: P
     assert propagate(*arguments, "--resume") == 0
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with frames, a first mask and their result, shared by tests that only look at it."""
+    root = tmp_path_factory.mktemp("finished")
+    (root / "frames").mkdir()
+    for i, frame in enumerate(CLIP.frames[:4]):
+        Image.fromarray(frame).save(root / f"frames/{i}.png")
+    write_mask(root / "first.png", CLIP.masks[0])
+    clip = ["--video", root / "frames", "--mask", root / "first.png"]
+    assert propagate(*clip, "--out", root / "out", "--no-overlay", "--start", 0, "--end", 3) == 0
+    return root
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--video", "{tmp}/frames"], "video was"),
+        (["--mask", "{tmp}/other.png"], "masks was"),
+        (["--mask", "1={root}/first.png"], "masks was"),
+        (["--start", "1"], "frames was"),
+        (["--end", "4"], "frames was"),
+        (["--stride", "2"], "frames was"),
+        (["--checkpoint", "{tmp}/other.safetensors"], "encoder was 'random"),
+        (["--set", "k=3"], "protocol was"),
+        (["--direction", "both"], "direction was 'forward', now 'both'"),
+        (["--adapt"], "adaptation was None"),
+    ],
+)
+def test_a_result_is_not_resumed_with_other_settings(
+    finished: Path,
+    tmp_path: Path,
+    changed: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(finished / "frames", tmp_path / "frames")
+    write_mask(tmp_path / "other.png", CLIP.masks[1])
+    save_encoder(tmp_path / "other.safetensors", build_encoder(layer="layer2", seed=1), {})
+    clip = ["--video", finished / "frames", "--mask", finished / "first.png", "--end", 3]
+    options = [option.format(root=finished, tmp=tmp_path) for option in changed]
+    arguments = [str(a) for a in (*clip, "--out", finished / "out", "--resume", *FAST, *options)]
+    before = {path: path.read_bytes() for path in (finished / "out").rglob("*") if path.is_file()}
+    assert run(main, arguments) == 2
+    error = capsys.readouterr().err
+    assert "E119" in error
+    assert message in error
+    after = {path: path.read_bytes() for path in (finished / "out").rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_complete_result_is_told_and_left_as_it_is(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = ["--video", finished / "frames", "--mask", finished / "first.png", "--end", 3]
+    stamps = {path: path.stat().st_mtime_ns for path in (finished / "out/masks").iterdir()}
+    assert propagate(*clip, "--out", finished / "out", "--resume", "--json") == 0
+    captured = capsys.readouterr()
+    assert "this result is complete" in captured.err
+    report = json.loads(captured.out)["results"][0]
+    assert report == {
+        "out": str(finished / "out"),
+        **json.loads((finished / "out/result.json").read_text()),
+    }
+    assert {path: path.stat().st_mtime_ns for path in (finished / "out/masks").iterdir()} == stamps
+
+
 def test_an_interrupted_clip_resumes_to_the_same_masks(
     frames: Path, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,9 +323,19 @@ def test_a_folder_of_clips_goes_on_after_a_bad_one(
     out = tmp_path / "out"
     assert propagate("--videos", videos, "--masks", masks, "--out", out, "--no-overlay", "--json") == 3
     printed = json.loads(capsys.readouterr().out)
-    assert len(printed["results"]) == len(printed["failures"]) == 1
-    assert json.loads((out / "summary.json").read_text())["failures"][0]["exit_code"] == 4
+    assert [result["out"] for result in printed["results"]] == [str(out / "good")]
+    assert [failure["video"] for failure in printed["failures"]] == [str(videos / "bad.mp4")]
+    assert json.loads((out / "summary.json").read_text()) == printed
+    assert printed["failures"][0]["exit_code"] == 4
+    assert "bad.mp4" in printed["failures"][0]["error"]
     assert len(masks_in(out / "good")) == 10
+
+
+def test_one_clip_alone_ends_with_the_code_of_its_error(mask: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"this is no video")
+    assert propagate("--video", tmp_path / "bad.mp4", "--mask", mask, "--out", tmp_path / "out") == 4
+    (tmp_path / "none").mkdir()
+    assert propagate("--videos", tmp_path / "none", "--masks", tmp_path) == 4
 
 
 def test_f39_a_closed_output_ends_quietly() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support.data_roots import moving_squares, write_davis_root
@@ -92,6 +93,7 @@ def test_a_method_sees_the_first_mask_only_and_void_is_background(tmp_path: Path
     benchmark = DavisBenchmark(root, "val")
     given = benchmark.given("dog")
     assert list(given) == ["00000"]
+    assert sorted(np.unique(given["00000"])) == [0, 1, 2]
     assert benchmark.wanted("dog").ids == {1, 2}
     assert benchmark.wanted("dog").size == (48, 64)
     assert len(benchmark.asked("dog")) == 6

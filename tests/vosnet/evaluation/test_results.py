@@ -131,3 +131,39 @@ def test_youtube_vos_without_all_annotations_cannot_be_scored(tmp_path: Path) ->
     root = write_youtube_vos_root(tmp_path / "ytvos", all_annotations=False)
     with pytest.raises(InputError, match="4 of 6 frames asked for are not annotated.*--submission"):
         YouTubeVosBenchmark(root, "valid").task("aa11", tmp_path)
+
+
+def test_youtube_vos_missing_frames_count_as_zero_from_the_first_frame_of_each_object(tmp_path: Path) -> None:
+    benchmark, results = youtube_result(tmp_path)
+    for stem in ("00005", "00010"):
+        (results / f"aa11/{stem}.png").unlink()
+    scored = score_sequence(benchmark.task("aa11", results, allow_missing=True))
+    assert scored.missing == ("00005", "00010")
+    assert scored.scores[1].region.tolist() == [1, 0, 0, 1, 1, 1]
+    assert scored.scores[2].region.tolist() == [0, 1, 1, 1]
+    assert scored.scores[2].boundary.tolist() == [0, 1, 1, 1]
+
+
+def test_allow_missing_forgives_nothing_else(result: Path) -> None:
+    (result / "dog/00001.png").unlink()
+    write_mask(result / "dog/00077.png", moving_squares()[0])
+    write_mask(result / "dog/00004.png", moving_squares()[4] * 3)
+    problems = score(result, allow_missing=True).problems
+    assert len(problems) == 2
+    assert "extra (1): 00077.png" in problems[0]
+    assert "ids [3, 6]" in problems[1]
+
+
+def test_void_is_background_in_the_annotation_and_an_unknown_id_in_a_result(tmp_path: Path) -> None:
+    masks = moving_squares()
+    for mask in masks:
+        mask[:5, :5] = 255
+    write_davis_root(tmp_path / "davis", {"dog": masks})
+    result = write_results(tmp_path / "results", {"dog": moving_squares()})
+    assert list(score(result).scores) == [1, 2]
+    predicted = moving_squares()[2]
+    predicted[:5, :5] = 1  # over void, which counts as background: a false positive
+    write_mask(result / "dog/00002.png", predicted)
+    assert score(result).scores[1].region.tolist() == [1, 150 / 175, 1, 1]
+    write_mask(result / "dog/00002.png", masks[2])
+    assert "ids [255]" in score(result).problems[0]

@@ -80,6 +80,7 @@ def dangerous() -> list[object]:
         pytest.param("inner.zip", b"", "nested archive", id="nested"),
         pytest.param("bomb.png", b"\0" * 8_000_000, "unpacks more than 500 times", id="bomb"),
         pytest.param("DOG/00000.png", b"", "duplicate name", id="duplicate"),
+        pytest.param("inner.tar", b"", "nested archive", id="tar"),
     ]
 
 
@@ -111,6 +112,31 @@ def test_f26_limits_on_count_and_size_are_shown(
     monkeypatch.setattr(submission, limit, value)
     with pytest.raises(InputError, match=f"limit is {value}"):
         validate_submission(results.parent / "a.zip", WANTED)
+
+
+def test_f26_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("dog/00000.png", b"x")
+    data = bytearray(content.getvalue())
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(InputError, match=r"E251 .*\n.*encrypted"):
+        validate_submission(tmp_path / "a.zip", WANTED)
+
+
+def test_limits_are_inclusive_and_folders_are_no_extra_files(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = results.parent / "a.zip"
+    build_submission(path, results, WANTED)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("dog/", b"")
+        sizes = [info.file_size for info in archive.infolist()]
+    monkeypatch.setattr(submission, "MAX_FILES", 3)
+    monkeypatch.setattr(submission, "MAX_FILE_BYTES", max(sizes))
+    monkeypatch.setattr(submission, "MAX_TOTAL_BYTES", sum(sizes))
+    assert validate_submission(path, WANTED) == 2
 
 
 def test_f26_no_zip_at_all(tmp_path: Path) -> None:
