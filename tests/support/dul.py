@@ -20,7 +20,7 @@ from vosnet.transforms import nearest_index
 class ToyEncoder(nn.Module):
     """Stride 8 with a batch norm, small enough for a test."""
 
-    feature_dim = 12
+    feature_dim, output_stride = 12, 8
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from vosnet.objectives.clustering import (
     cell_points,
     fill_empty,
     fit_clusters,
+    mean_points,
     position_vector,
     seed_centroids,
 )
@@ -109,6 +110,39 @@ def test_nearer_places_have_nearer_position_vectors() -> None:
     assert bool((distance.diff() > 0).all())
     with pytest.raises(ValueError, match="position_dim must be a positive multiple of 6, got 8"):
         position_vector(places, 8)
+
+
+def test_the_position_vector_is_that_of_the_waves_written_out() -> None:
+    place = [0.3, 0.7, 0.1]
+    sines, cosines = [], []
+    for axis in place:
+        for wave in range(4):
+            angle = math.pi * axis / 10000 ** (wave / 4)
+            sines.append(math.sin(angle) / 12**0.5)
+            cosines.append(math.cos(angle) / 12**0.5)
+    torch.testing.assert_close(position_vector(torch.tensor(place), 24), torch.tensor(sines + cosines))
+
+
+def test_places_are_time_row_and_column_in_that_order() -> None:
+    points = cell_points(
+        torch.randn(3, 5, 3, 4), torch.tensor([0.0, 0.25, 1.0]), position_dim=6, position_weight=2.0
+    )
+    for t, y, x in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 2, 1)):
+        place = torch.tensor([[0.0, 0.25, 1.0][t], y / 2, x / 3])
+        torch.testing.assert_close(points[12 * t + 4 * y + x, 5:], 2 * position_vector(place, 6))
+
+
+def test_several_empty_clusters_take_different_points_the_farthest_first() -> None:
+    label, distance = torch.tensor([0, 0, 0, 0, 3]), torch.tensor([1.0, 5.0, 3.0, 4.0, 9.0])
+    assert fill_empty(label, distance, 4).tolist() == [0, 1, 0, 2, 3]
+    assert label.tolist() == [0, 0, 0, 0, 3]
+
+
+def test_means_are_those_of_each_clusters_points() -> None:
+    points, label = torch.randn(7, 3), torch.tensor([0, 1, 1, 2, 0, 2, 2])
+    expected = torch.stack([points[label == m].mean(0) for m in range(3)])
+    for chunk_size in (2, 100):
+        torch.testing.assert_close(mean_points(points, label, 3, chunk_size=chunk_size), expected)
 
 
 def test_points_hold_unit_features_and_weighted_places_in_row_major_order() -> None:

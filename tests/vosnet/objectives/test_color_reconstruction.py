@@ -49,12 +49,25 @@ def objective(**options: Any) -> ColorReconstruction:
 
 
 def plain_loss(model: ColorReconstruction, clip: Clip, *, outside: str) -> Tensor:
-    """All cells in loops: Eq. 6, 7 and the Huber loss of the missing channel."""
+    """Both frames encoded, and the missing channel of the last one explained by those before."""
     query, memory = model.encode(*model.inputs(clip.frames, clip.draws))
     channel = model.dropped(clip.draws).int().argmax(1)
+    colors = [clip.frames[b, :, channel[b]] for b in range(len(clip))]
+    return plain_reconstruction(query, memory, colors, outside=outside)
+
+
+def plain_reconstruction(
+    query: Tensor,
+    memory: Tensor,
+    colors: list[Tensor],
+    *,
+    outside: str,
+    temperature: float = 4.0,  # the root of 16 channels
+    scale: float = 20.0,
+) -> Tensor:
+    """All cells in loops: Eq. 6, 7 and the Huber loss of one channel of each clip, [K + 1, H, W]."""
     predictions = []
-    for b in range(len(clip)):
-        color = clip.frames[b, :, channel[b]]
+    for b, color in enumerate(colors):
         value = color[:-1, ::4, ::4]
         _, h, w = value.shape
         out = torch.zeros(h, w)
@@ -65,14 +78,14 @@ def plain_loss(model: ColorReconstruction, clip: Clip, *, outside: str) -> Tenso
                     for v in range(y - 2, y + 3):
                         for u in range(x - 2, x + 3):
                             if 0 <= v < h and 0 <= u < w:
-                                logits.append(query[b, :, y, x] @ memory[b, k, :, v, u] / 4)  # sqrt(16)
+                                logits.append(query[b, :, y, x] @ memory[b, k, :, v, u] / temperature)
                                 values.append(value[k, v, u])
                             elif outside == "zero":
                                 logits.append(torch.tensor(0.0))
                                 values.append(torch.tensor(0.0))
                 out[y, x] = torch.softmax(torch.stack(logits), 0) @ torch.stack(values)
         large = F.interpolate(out[None, None], (16, 16), mode="bilinear")[0, 0]
-        difference = (20 * (large - color[-1])).abs()
+        difference = (scale * (large - color[-1])).abs()
         predictions.append(torch.where(difference < 1, difference**2 / 2, difference - 0.5).mean())
     return torch.stack(predictions).mean()
 
@@ -83,6 +96,51 @@ def test_the_loss_is_that_of_the_equations(outside: str) -> None:
     output = model(clip)
     assert output.total.item() == pytest.approx(plain_loss(model, clip, outside=outside).item(), rel=1e-5)
     assert not any(term.requires_grad for term in output.terms.values())
+
+
+def noise_clip(B: int = 2, T: int = 2, side: int = 16) -> Clip:
+    """No frame resembles another."""
+    generator = torch.Generator().manual_seed(5)
+    frames = torch.rand(B, T, 3, side, side, generator=generator)
+    theta = torch.eye(2, 3).expand(B, 2, 3)
+    return Clip(frames, frames, theta, torch.rand(B, 4, generator=generator), torch.arange(B))
+
+
+def test_in_both_directions_each_frame_is_explained_by_the_other() -> None:
+    options = {"both_directions": True, "temperature": 0.7, "loss_scale": 3.0, "jitter_probability": 0.0}
+    model, clip = objective(**options).eval(), noise_clip()
+    query, memory = model.encode(*model.inputs(clip.frames, clip.draws))
+    channel = model.dropped(clip.draws).int().argmax(1)
+    colors = [clip.frames[b, :, channel[b]] for b in range(2)]
+    there = {"temperature": 0.7, "scale": 3.0, "outside": "zero"}
+    forward = plain_reconstruction(query, memory, colors, **there)  # type: ignore[arg-type]
+    swapped = [color.flip(0) for color in colors]
+    back = plain_reconstruction(memory[:, 0], query[:, None], swapped, **there)  # type: ignore[arg-type]
+    output = model(clip)
+    assert float(forward.detach()) != pytest.approx(float(back.detach()), rel=1e-2)
+    torch.testing.assert_close(output.total, (forward + back) / 2)
+    copied = []
+    for before, after in [(c[0], c[1]) for c in colors] + [(c[1], c[0]) for c in colors]:
+        large = F.interpolate(before[None, None, ::4, ::4], (16, 16), mode="bilinear")[0, 0]
+        copied.append(F.smooth_l1_loss(3 * large, 3 * after))
+    torch.testing.assert_close(output.terms["copy"], torch.stack(copied).mean())
+
+
+def test_only_the_chosen_references_are_read() -> None:
+    model, clip = objective(num_references=2, memory="momentum").eval(), noise_clip(T=5)
+    clip.frames.requires_grad_()
+    with torch.no_grad():
+        model.encoder.conv.weight.mul_(2)  # type: ignore[operator,union-attr]
+    (seen,) = torch.autograd.grad(model(clip).total, clip.frames)
+    assert [bool(seen[:, t].any()) for t in range(5)] == [True, False, False, True, True]
+
+
+def test_colors_of_a_cell_are_its_first_pixel_or_its_mean() -> None:
+    colors = torch.rand(2, 2, 3, 8, 12)
+    sliced = objective().values(colors, (2, 3))
+    torch.testing.assert_close(sliced, colors[..., ::4, ::4])
+    averaged = objective(value_sampling="average").values(colors, (2, 3))
+    torch.testing.assert_close(averaged, colors.unflatten(-2, (2, 4)).unflatten(-1, (3, 4)).mean((-3, -1)))
 
 
 def test_exactly_one_chroma_channel_is_missing_and_the_rest_is_scaled_up() -> None:

@@ -96,6 +96,28 @@ def test_terms_name_every_length_and_the_total_is_their_mean() -> None:
     torch.testing.assert_close(output.total.detach(), mean)
 
 
+def test_the_loss_of_a_clip_is_that_of_its_nodes_without_the_dropped_edges() -> None:
+    walk, clip = objective(temperature=0.3, edge_dropout=0.4).eval(), random_clip(B=3, T=4)
+    nodes = walk.embed(clip)
+    dropped = walk.dropped_edges(clip.draws, nodes)
+    exact = plain_losses(nodes.double(), dropped, 0.3)
+    output = walk(clip)
+    assert not torch.allclose(output.total, walk.losses(nodes, dropped & False)[0].mean(), rtol=1e-2)
+    torch.testing.assert_close(output.total.double(), torch.stack(exact).mean(), rtol=1e-4, atol=0)
+    for n, value in zip((2, 3), exact, strict=True):
+        torch.testing.assert_close(output.terms[f"cycle_{n}"].double(), value.detach(), rtol=1e-4, atol=0)
+
+
+def test_accuracy_is_the_share_of_nodes_whose_walker_most_likely_comes_back() -> None:
+    eye, swapped = torch.eye(4), torch.eye(4)[[1, 0, 2, 3]]
+    nodes = torch.stack([torch.stack([eye] * 3), torch.stack([eye] * 3)])
+    none = torch.zeros(2, 2, 2, 4, 4, dtype=torch.bool)
+    assert objective().losses(nodes, none)[1].tolist() == [1.0]
+    dropped = none.clone()
+    dropped[1, 0, 1] = (swapped == 0) & (eye == 1)  # the way back of clip 0 from nodes 0 and 1 is cut
+    assert objective().losses(nodes, dropped)[1].tolist() == [0.75]
+
+
 def test_edges_are_dropped_as_often_as_asked_and_for_each_direction_alone() -> None:
     nodes = torch.zeros(8, 4, 20, 1)
     dropped = objective(edge_dropout=0.1).dropped_edges(random_clip(B=8).draws, nodes)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.support.dul import ToyEncoder, materialized_losses, peak_bytes, picked_losses, toy_objective
+from tests.support.two_ranks import on_two_ranks
 from vosnet.errors import UsageError
 from vosnet.objectives import ObjectiveOutput, build_objective
+from vosnet.objectives.anchors import grid_index
 from vosnet.objectives.dense_correspondence import make_targets, watch_terms
 from vosnet.transforms import Clip, nearest_index, random_similarity
 
@@ -98,6 +98,39 @@ def test_pseudo_labels_stay_within_the_own_clip() -> None:
     assert torch.equal(clip_of_label, torch.arange(3).view(3, 1, 1).expand_as(clip_of_label))
 
 
+def test_anchors_and_cross_view_pairs_have_lattices_of_their_own() -> None:
+    main, view = random_views(3, 2, 4, 8, 8, torch.float32)
+    main, view = (x.detach().flatten(3).transpose(2, 3) for x in (main, view))
+    draws = torch.tensor([[0.1, 0.9, 0.6, 0.3], [0.7, 0.2, 0.0, 0.9], [0.5, 0.5, 0.99, 0.1]])
+    objective = toy_objective(grid_size=4, cross_view_grid_size=2)
+    targets = objective.find_targets(main, view, THETA, draws, (8, 8))
+    source = nearest_index(THETA, 8, 8)
+    for b, (y, x, pair_y, pair_x) in enumerate(draws.tolist()):
+        shift = [int(2 * y), int(2 * x), int(4 * pair_y), int(4 * pair_x)]  # of steps of 2 and 4 cells
+        anchors = [8 * (2 * i + shift[0]) + 2 * j + shift[1] for i in range(4) for j in range(4)]
+        pairs = [8 * (4 * i + shift[2]) + 4 * j + shift[3] for i in range(2) for j in range(2)]
+        assert torch.equal(targets.anchors[16 * b : 16 * b + 16], main[b, 0, anchors])
+        assert torch.equal(targets.cross_view[4 * b : 4 * b + 4], view[b, 0, pairs])
+        assert targets.cross_view_source[b].tolist() == source[b, pairs].tolist()
+
+
+@pytest.mark.parametrize(
+    ("draws", "expected"),
+    [
+        ((0.0, 0.0), [0, 3, 14, 17]),
+        ((0.0, 0.99), [2, 5, 16, 19]),
+        ((0.99, 0.0), [7, 10, 21, 24]),
+        ((0.5, 0.5), [8, 11, 22, 25]),
+    ],
+    ids=str,
+)
+def test_a_lattice_is_shifted_rigidly_by_less_than_its_step(
+    draws: tuple[float, float], expected: list[int]
+) -> None:
+    both = torch.tensor([draws, (0.0, 0.0)])
+    assert grid_index(both, 5, 7, 2).tolist() == [expected, [0, 3, 14, 17]]  # steps of 2 rows and 3 columns
+
+
 def test_only_frame_0_of_the_regularizing_view_learns() -> None:
     objective = toy_objective()
     clip = random_clip()
@@ -131,6 +164,12 @@ def test_terms_are_detached_and_a_collapsed_network_shows() -> None:
     assert float(watch["mean_feature"]) == pytest.approx(1.0)
     assert float(watch["label_entropy"]) < 0.25
     assert 0.5 < float(watch["valid"]) < 1.0
+
+
+def test_the_cross_view_term_is_weighted_in_the_total_alone() -> None:
+    one, three = (toy_objective(cross_view_weight=weight)(random_clip()) for weight in (1.0, 3.0))
+    assert one.terms["cross_view"] == three.terms["cross_view"]
+    torch.testing.assert_close(three.total, one.total + 2 * one.terms["cross_view"])
 
 
 def test_a_step_of_learning_lowers_the_loss() -> None:
@@ -175,39 +214,25 @@ def test_losses_are_computed_in_float32_under_autocast() -> None:
 
 
 TWO_RANKS = """
-import os, sys, torch, torch.distributed as dist
 from tests.support.dul import cells, toy_objective
 from tests.vosnet.objectives.test_dense_correspondence import grids, random_views, THETA
 from vosnet.objectives.dense_correspondence import make_targets
-from vosnet.objectives.gather import gather_ranks, world
+from vosnet.objectives.gather import gather_ranks
 from vosnet.transforms import nearest_index
 
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 main, view = (v.detach()[2 * rank : 2 * rank + 2].requires_grad_() for v in random_views(4, 3, 8, 6, 6))
 anchor, cross = (index[2 * rank : 2 * rank + 2] for index in grids(4, 36))
 theta = THETA[[0, 1, 2, 0]][2 * rank : 2 * rank + 2].double()
 targets = make_targets(cells(main), cells(view), nearest_index(theta, 6, 6), anchor, cross)
 anchors, pairs = gather_ranks(targets.anchors), gather_ranks(targets.cross_view)
-losses = toy_objective().losses(cells(main), targets, anchors, pairs, world()[0])
+losses = toy_objective().losses(cells(main), targets, anchors, pairs, rank)
 (sum(losses) / 2).backward()  # DDP averages gradients over ranks
-torch.save([torch.stack(losses).detach(), main.grad, view.grad], sys.argv[2] + f".{rank}")
-os._exit(0)  # gloo's threads now and then abort the interpreter's own shutdown
+answer = [torch.stack(losses).detach(), main.grad, view.grad]
 """
 
 
 def test_two_ranks_with_half_the_batch_give_the_losses_and_gradients_of_one(tmp_path: Path) -> None:
-    script = tmp_path / "rank.py"
-    script.write_text(TWO_RANKS)
-    meeting = tmp_path / "meeting"
-    root = str(Path(__file__).resolve().parents[3])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *sys.path])}
-    ranks = [
-        subprocess.Popen([sys.executable, str(script), str(r), str(meeting)], env=environment)
-        for r in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
-    halves = [torch.load(f"{meeting}.{rank}", weights_only=True) for rank in range(2)]
+    halves = on_two_ranks(TWO_RANKS, tmp_path)
     main, view = random_views(4, 3, 8, 6, 6)
     losses = picked_losses(main, view, THETA[[0, 1, 2, 0]].double(), *grids(4, 36))[:2]
     sum(losses).backward()  # type: ignore[union-attr]

@@ -102,6 +102,15 @@ def test_nearest_attention_has_the_gradient_of_finite_differences() -> None:
     assert abs(float(query.grad[at]) - float(slope)) < 1e-3
 
 
+def test_clips_of_a_batch_are_read_out_by_themselves() -> None:
+    query, memory, value = torch.randn(3, 5, 4, 4), torch.randn(3, 2, 5, 4, 4), torch.randn(3, 2, 3, 4, 4)
+    together = dense_readout(query, memory, value, temperature=0.4)
+    for b in range(3):
+        affinity = affinity_by_loop(query[b], memory[b], 0.4)
+        expected = value[b].double().transpose(0, 1).flatten(1) @ affinity
+        torch.testing.assert_close(together[b].flatten(1).double(), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("rollout", ["copied", "decoded"])
 def test_in_a_rollout_later_frames_are_references_with_their_own_masks(rollout: str) -> None:
     data, valid = problem(B=1, T=3), torch.ones(1, 2, dtype=torch.bool)
@@ -113,6 +122,90 @@ def test_in_a_rollout_later_frames_are_references_with_their_own_masks(rollout: 
         (later,) = term.predict(data["features"], data["frames"], torch.cat([given, kept], dim=1), valid)
     torch.testing.assert_close(later.coarse, second.coarse)
     torch.testing.assert_close(later.rounds[-1], second.rounds[-1])
+
+
+@pytest.mark.parametrize("rollout", ["copied", "decoded"])
+def test_no_gradient_flows_through_the_masks_that_a_rollout_remembers(rollout: str) -> None:
+    data, valid = problem(B=2, T=3), torch.ones(2, 2, dtype=torch.bool)
+    features = data["features"].requires_grad_()
+    term = embedding(rollout=rollout, upsample=False).eval()
+    given = torch.rand(2, 1, 2, 4, 4)
+    learning = [features, *term.parameters()]
+    first, second = term.predict(features, data["frames"], given, valid)
+    kept = first.coarse[:, None] if rollout == "copied" else first.rounds[-1].softmax(1)[:, None, 1:]
+    constant = torch.cat([given, kept.detach()], dim=1)
+    (later,) = term.predict(features, data["frames"], constant, valid)
+    for got, expected in zip(
+        torch.autograd.grad(second.rounds[-1].square().sum() + second.coarse.square().sum(), learning),
+        torch.autograd.grad(later.rounds[-1].square().sum() + later.coarse.square().sum(), learning),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_samples_of_a_batch_do_not_meet() -> None:
+    term, data = embedding(rounds=2).eval(), problem(B=3)
+    masks, valid = torch.rand(3, 2, 2, 4, 4), torch.tensor([[True, True], [True, False], [True, True]])
+    with torch.no_grad():
+        (together,) = term.predict(data["features"], data["frames"], masks, valid)
+        for b in range(3):
+            part = slice(b, b + 1)
+            (alone,) = term.predict(data["features"][part], data["frames"][part], masks[part], valid[part])
+            torch.testing.assert_close(together.coarse[part], alone.coarse)
+            torch.testing.assert_close(together.rounds[1][part], alone.rounds[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_copied_masks_own_cross_entropy_has_its_weight() -> None:
+    plain, terms = embedding().eval().loss(**problem())
+    weighted, _ = embedding(coarse_weight=0.3).eval().loss(**problem())
+    torch.testing.assert_close(weighted, plain + 0.3 * terms["coarse"])
+    torch.testing.assert_close(plain.detach(), terms["segmentation"])
+
+
+def test_the_temperature_may_be_the_root_of_the_channels_and_features_may_stay_as_they_are() -> None:
+    data, valid = problem(B=1), torch.ones(1, 2, dtype=torch.bool)
+    masks = torch.rand(1, 2, 2, 4, 4)
+    raw = embedding(temperature="sqrt_dim", normalize=False).eval()
+    with torch.no_grad():
+        (got,) = raw.predict(data["features"], data["frames"], masks, valid)
+    affinity = affinity_by_loop(data["features"][0, 2], data["features"][0, :2], 7**0.5)
+    expected = masks[0].double().transpose(0, 1).flatten(1) @ affinity
+    torch.testing.assert_close(got.coarse[0].flatten(1).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_the_mean_over_queries_rounds_and_known_cells() -> None:
+    term, data = embedding(rounds=2, num_objects=2, upsample=False, rollout="copied").eval(), problem(B=2)
+    data["labels"][1, 2, :2] = -1
+    loss, terms = term.loss(**data)
+    chosen, valid = choose_objects(data["labels"][:, :1], data["draws"], 4, 2)
+    masks = (data["labels"][:, :1, None] == chosen[:, None, :, None, None]).float()
+    values, overlaps = [], []
+    for t, prediction in enumerate(term.predict(data["features"], data["frames"], masks, valid), start=1):
+        target = object_target(data["labels"][:, t], chosen, valid)
+        for logits in prediction.rounds:
+            values.append(functional.cross_entropy(logits, target, ignore_index=-1))
+    for b in range(2):
+        for o in range(2):
+            known = target[b] >= 0
+            said, true = (logits[b].argmax(0) == o + 1) & known, target[b] == o + 1
+            union = float((said | true).sum())
+            overlaps.append(float((said & true).sum()) / union if union else 1.0)
+    torch.testing.assert_close(loss, torch.stack(values).mean())
+    assert float(terms["iou"]) == pytest.approx(sum(overlaps) / 4)
+    assert float(terms["objects"]) == 2
+
+
+def test_slots_without_an_object_get_nothing_and_count_for_nothing() -> None:
+    term, data = embedding(num_objects=3, upsample=False).eval(), problem(B=2)
+    data["labels"] = data["labels"] % 2  # two clusters for three slots
+    _, terms = term.loss(**data)
+    assert float(terms["objects"]) == 2
+    chosen, valid = choose_objects(data["labels"][:, :2], data["draws"], 4, 3)
+    assert valid.sum(1).tolist() == [2, 2]
+    masks = (data["labels"][:, :2, None] == chosen[:, None, :, None, None]).float()
+    (prediction,) = term.predict(data["features"], data["frames"], masks, valid)
+    probs = prediction.rounds[-1].detach().softmax(1)[:, 1:]
+    assert float(probs[~valid].max()) < 1e-6
 
 
 def test_a_rollout_learns_from_every_frame_after_the_first() -> None:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.dul import ToyEncoder
+from tests.support.masked_clips import masked_clip
 from tests.support.toy_training import losses, toy_recipe, train_toy
 from vosnet import Propagator
 from vosnet.errors import UsageError
 from vosnet.models import build_encoder, load_encoder, load_segmenter
-from vosnet.objectives import build_objective
+from vosnet.objectives import Objective, build_objective
 from vosnet.synthetic import make_clip
 from vosnet.training.journal import read_rows
 
@@ -73,3 +75,65 @@ def test_the_encoder_is_in_the_state_once() -> None:
     assert objective.encoder is encoder
     held = [name for name in objective.state_dict() if name.endswith("encoder.conv1.weight")]
     assert sorted(held) == ["base.encoder.conv1.weight", "segmentation.segmenter.mask_encoder.conv1.weight"]
+
+
+WALK = {"name": "cycle_walk", "patch_size": 16, "patch_stride": 8, "embedding_dim": 4}
+COLORS = {"name": "color_reconstruction", "radius": 2, "memory": "momentum", "momentum": 0.75}
+SIZES = {"width": 4, "depth": 1, "mask_dim": 4, "hidden_dim": 4}
+
+
+def beside(base: dict[str, Any], **options: Any) -> Objective:
+    torch.manual_seed(0)
+    masks = {**SIZES, **options.pop("mask_embedding", {})}
+    clusters = {"num_clusters": 2, "short_side": None}
+    return build_objective(
+        "plus_segmentation", ToyEncoder(), base=base, clustering=clusters, mask_embedding=masks, **options
+    )
+
+
+def test_the_total_is_the_bases_plus_the_weighted_term_and_terms_are_unweighted(tmp_path: Path) -> None:
+    objective = beside(WALK, segmentation_weight=0.3).eval()
+    clip = masked_clip(objective, tmp_path)
+    output = objective(clip)
+    torch.manual_seed(0)
+    alone = build_objective(encoder=objective.encoder, **WALK)
+    alone.load_state_dict(
+        {k.removeprefix("base."): v for k, v in objective.state_dict().items() if k.startswith("base.")}
+    )
+    base = alone.eval()(clip)
+    torch.testing.assert_close(output.total, base.total + 0.3 * output.terms["segmentation"])
+    assert set(output.terms) == set(base.terms) | {"segmentation", "coarse", "objects", "iou"}
+    for name, value in base.terms.items():
+        torch.testing.assert_close(output.terms[name], value)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_term_trains_the_encoder_only_when_asked_and_the_base_always(
+    tmp_path: Path, trains: bool
+) -> None:
+    gradients = []
+    for weight in (1.0, 2.0):
+        objective = beside(
+            WALK, segmentation_weight=weight, mask_embedding={"encoder_gradient": trains}
+        ).eval()
+        objective(masked_clip(objective, tmp_path / str(weight))).total.backward()
+        gradients.append(objective.encoder.conv.weight.grad)
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+    assert torch.allclose(*gradients, rtol=0, atol=1e-6) is not trains
+
+
+def test_networks_that_follow_the_bases_encoder_follow_after_every_step() -> None:
+    objective = beside(COLORS)
+    state = {k: v.clone() for k, v in objective.state_dict().items()}
+    with torch.no_grad():
+        objective.encoder.conv.weight.add_(1.0)  # type: ignore[operator,union-attr]
+    objective.after_step()
+    follower = "base.memory_encoder.network.conv.weight"
+    torch.testing.assert_close(objective.state_dict()[follower], state[follower] + 0.25)
+
+
+def test_collapse_of_the_base_is_collapse() -> None:
+    objective = beside(WALK)
+    objective.base.collapse_reason = lambda terms: f"all {terms['x']}"  # type: ignore[operator,union-attr]
+    assert objective.collapse_reason({"x": 1.0}) == "all 1.0"
+    assert objective.kept_segmenter() is not None

@@ -18,6 +18,7 @@ from vosnet.datasets.source import VideoSource
 from vosnet.datasets.stream import build_stream
 from vosnet.errors import InputError
 from vosnet.objectives import RefreshJob
+from vosnet.objectives.clustering import cell_points, fit_clusters
 from vosnet.objectives.pseudo_masks import (
     ClusterSettings,
     PseudoMasks,
@@ -95,6 +96,50 @@ def test_every_frame_is_assigned_however_few_the_centroids_come_from() -> None:
     assert small.labels.shape == (11, 7, 9)
     again = cluster_video(video, Colors(), ClusterSettings(3, short_side=25))
     np.testing.assert_array_equal(small.labels, again.labels)
+
+
+@pytest.mark.parametrize(("every", "upsample"), [(1, 1), (4, 1), (4, 2)])
+def test_time_is_counted_over_the_whole_video_whatever_frames_centroids_come_from(
+    every: int, upsample: int
+) -> None:
+    """A video of one color: its clusters are places alone, so labels follow from positions."""
+    settings = ClusterSettings(
+        4, short_side=None, centroid_every=every, position_dim=12, upsample=upsample, seed=3
+    )
+    video = Flat(VideoEntry("flat", "", 11, (50, 66)), FrameStore())
+    got = cluster_video(video, Colors(), settings).labels
+    features, time = torch.ones(11, 3, 13, 17), torch.arange(11) / 10
+    weight = {"position_dim": 12, "position_weight": settings.position_weight}
+    points = cell_points(features[::every], time[::every], **weight)  # type: ignore[arg-type]
+    centroids = fit_clusters(points, 4, seed=3).centroids
+    every_point = cell_points(features, time, **weight, upsample=upsample)  # type: ignore[arg-type]
+    expected = (every_point[:, None, 3:] - centroids[:, 3:]).square().sum(2).argmin(1)
+    same = (torch.from_numpy(got).flatten() == expected).float().mean()
+    assert float(same) > 0.98  # gray is encoded, not ones: cells between two centroids may fall either way
+
+
+def test_every_clip_is_cut_from_its_own_video_frames_and_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    stored = {
+        name: VideoMaps(generator.integers(0, 5, (6, 20, 30), dtype=np.uint8), (1 / 20, 1 / 30))
+        for name in ("a", "b", "c")
+    }
+    monkeypatch.setattr(PseudoMasks, "video", lambda _, name: stored[name])
+    ids, flip = torch.tensor([[5, 2], [0, 3], [1, 1]]), torch.tensor([True, False, True])
+    boxes = torch.tensor([[[3, 9, 16], [4, 14, 16]], [[0, 0, 20], [0, 10, 20]], [[1, 2, 8], [2, 3, 8]]])
+    cut = Cut(ids, boxes, flip, torch.tensor([[20, 30]] * 3))
+    blank = torch.zeros(3, 2, 3, 16, 16)
+    clip = Clip(blank, blank, torch.zeros(3, 2, 3), torch.zeros(3, 4), torch.zeros(3), ("b", "a", "c"), cut)
+    label = PseudoMasks(Path()).labels(clip, (4, 4))
+    for b, name in enumerate(("b", "a", "c")):
+        for t in range(2):
+            top, left, side = boxes[b, t].tolist()
+            middles = [int((i + 0.5) * side / 4) for i in range(4)]
+            rows, columns = [top + m for m in middles], [left + m for m in middles]
+            expected = stored[name].labels[ids[b, t]][np.ix_(rows, columns)]
+            np.testing.assert_array_equal(
+                label[b, t].numpy(), expected[:, ::-1] if bool(flip[b]) else expected
+            )
 
 
 def test_finer_maps_show_the_same_clusters_with_finer_borders() -> None:

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.support.dul import ToyEncoder
+from tests.support.masked_clips import masked_clip
 from tests.support.toy_training import losses, train_toy
+from tests.support.two_ranks import on_two_ranks
 from vosnet.errors import DivergedError, UsageError
 from vosnet.objectives import OBJECTIVES, Unified, build_objective
 from vosnet.objectives.anchors import grid_index
@@ -152,6 +154,222 @@ def test_the_contrast_is_a_cross_entropy_over_the_targets_of_all_ranks() -> None
     torch.testing.assert_close(loss, expected)
 
 
+def lattice_cells(features: Tensor, draws: Tensor, grid_size: int) -> Tensor:
+    """Unit vectors of the cells on each clip's lattice, [B * N, C], all clips together."""
+    h, w = features.shape[-2:]
+    rows = []
+    for feature, (y, x) in zip(features, draws.tolist(), strict=True):
+        step_y, step_x = h // grid_size, w // grid_size
+        rows += [
+            feature[:, step_y * i + int(step_y * y), step_x * j + int(step_x * x)]
+            for i in range(grid_size)
+            for j in range(grid_size)
+        ]
+    return F.normalize(torch.stack(rows), dim=1)
+
+
+def written_out_short_term(encoder: nn.Module, clip: Clip, loss: str, temperature: float) -> Tensor:
+    """E(Phi(I_0)) ~ Phi(E(I_1)) on a lattice of 2 x 2 cells."""
+    rows = lattice_cells(encoder(clip.view[:, 0]), clip.draws[:, :2], 2)
+    following = F.normalize(encoder(clip.frames[:, 1]), dim=1)
+    targets = lattice_cells(warp_images(following[:, None], clip.theta)[:, 0], clip.draws[:, :2], 2)
+    if loss == "cosine":
+        return 1 - (rows * targets).sum(1).mean()
+    return F.cross_entropy(rows @ targets.t() / temperature, torch.arange(len(rows)))
+
+
+def written_out_long_term(encoder: nn.Module, clip: Clip, loss: str, temperature: float) -> Tensor:
+    """E(I_0) ~ A^T Phi(E(I_t)), A a softmax of cosines divided by 0.3, lattice of 4 x 4, mean over t >= 2."""
+    query = F.normalize(encoder(clip.frames[:, 0]), dim=1)
+    rows, values = lattice_cells(query, clip.draws[:, 2:4], 4), []
+    for t in range(2, clip.frames.shape[1]):
+        moved = F.normalize(encoder(clip.view[:, t]), dim=1).flatten(2)
+        distant = F.normalize(encoder(clip.frames[:, t]), dim=1)
+        value = warp_images(distant[:, None], clip.theta)[:, 0].flatten(2)
+        affinity = torch.softmax(moved.transpose(1, 2) @ query.flatten(2) / 0.3, dim=1)
+        targets = lattice_cells((value @ affinity).view_as(query), clip.draws[:, 2:4], 4)
+        if loss == "cosine":
+            values.append(1 - (rows * targets).sum(1).mean())
+        else:
+            values.append(F.cross_entropy(rows @ targets.t() / temperature, torch.arange(len(rows))))
+    return torch.stack(values).mean()
+
+
+@pytest.mark.parametrize(("loss", "temperature"), [("infonce", 0.2), ("cosine", 0.2)])
+def test_both_terms_are_the_written_out_ones_of_all_clips_and_distant_frames(
+    loss: Any, temperature: float
+) -> None:
+    objective = toy_unified(
+        loss=loss,
+        temperature=temperature,
+        alignment="soft",
+        affinity_temperature=0.3,
+        grid_size=4,
+        short_term_grid_size=2,
+        short_term_weight=0.3,
+        long_term_weight=0.7,
+    ).eval()
+    clip = toy_clip(B=3)
+    output = objective(clip)
+    short = written_out_short_term(objective.encoder, clip, loss, temperature)
+    long = written_out_long_term(objective.encoder, clip, loss, temperature)
+    torch.testing.assert_close(output.terms["short_term"], short)
+    torch.testing.assert_close(output.terms["long_term"], long)
+    torch.testing.assert_close(output.total, 0.3 * short + 0.7 * long)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "cosine"])
+def test_under_hard_alignment_every_moved_cell_learns_its_own_clips_anchor_among_all(loss: Any) -> None:
+    objective = toy_unified(loss=loss, temperature=0.2, grid_size=2, short_term_weight=0.0).eval()
+    clip = toy_clip(B=3)
+    encoder, values = objective.encoder, []
+    anchors = lattice_cells(encoder(clip.frames[:, 0]), clip.draws[:, 2:4], 2)
+    for t in (2, 3):
+        moved = F.normalize(encoder(clip.view[:, t]), dim=1).flatten(2)  # [B, C, cells]
+        distant = F.normalize(encoder(clip.frames[:, t]), dim=1)
+        value = F.normalize(warp_images(distant[:, None], clip.theta)[:, 0], dim=1).flatten(2)
+        for b in range(3):
+            label = 4 * b + (anchors[4 * b : 4 * b + 4] @ moved[b]).argmax(0)
+            if loss == "cosine":
+                values.append(1 - (value[b] * anchors[label].t()).sum(0).mean())
+            else:
+                values.append(F.cross_entropy(value[b].t() @ anchors.t() / 0.2, label))
+    torch.testing.assert_close(objective(clip).total, torch.stack(values).mean())
+
+
+SMALL: dict[str, Any] = {
+    "grid_size": 2,
+    "short_term_grid_size": 2,
+    "clustering": {"num_clusters": 3, "short_side": None},
+    "mask_embedding": {"width": 4, "depth": 1, "mask_dim": 4, "hidden_dim": 4},
+}
+
+
+def image_gradients(tmp_path: Path, weight: str, **options: Any) -> tuple[Tensor, Tensor]:
+    """Of one term alone, beside the segmentation term: to frames and to transformed frames, each [T].
+
+    The difference of totals in which only that term's weight differs.
+    """
+    gradients = []
+    for value in (1.0, 2.0):
+        torch.manual_seed(0)
+        objective = unified_with_masks(
+            **{**SMALL, "segmentation_weight": 1.0, weight: value, **options}
+        ).eval()
+        clip = masked_clip(objective, tmp_path / str(value))
+        images = clip.frames.requires_grad_(), clip.view.requires_grad_()
+        gradients.append(torch.autograd.grad(objective(clip).total, images))
+    frames, views = (two - one for one, two in zip(*gradients, strict=True))
+    sizes = [x.abs().amax((0, 2, 3, 4)) for x in (frames, views)]
+    return tuple(torch.where(size < 1e-6, 0.0, size) for size in sizes)  # type: ignore[return-value]
+
+
+def unified_with_masks(**options: Any) -> Any:
+    return build_objective("unified", ToyEncoder(), **options)
+
+
+@pytest.mark.parametrize(
+    ("term", "options", "frames", "views"),
+    [
+        ("short_term_weight", {}, [0, 0, 0, 0], [1, 0, 0, 0]),
+        ("short_term_weight", {"stop_gradient": "none"}, [0, 1, 0, 0], [1, 0, 0, 0]),
+        ("long_term_weight", {"alignment": "soft"}, [1, 0, 0, 0], [0, 0, 1, 1]),
+        ("long_term_weight", {"alignment": "soft", "stop_gradient": "none"}, [1, 0, 1, 1], [0, 0, 1, 1]),
+        ("long_term_weight", {"alignment": "hard"}, [1, 0, 1, 1], [0, 0, 0, 0]),
+    ],
+    ids=["short", "short-both-sides", "soft", "soft-both-sides", "hard"],
+)
+def test_gradients_reach_the_sides_that_learn_and_no_constant_target(
+    tmp_path: Path, term: str, options: dict[str, Any], frames: list[int], views: list[int]
+) -> None:
+    got = image_gradients(tmp_path, term, **options)
+    assert [(side > 0).int().tolist() for side in got] == [frames, views]
+
+
+def test_each_term_enters_the_total_with_its_own_weight(tmp_path: Path) -> None:
+    weights = {"short_term_weight": 0.2, "long_term_weight": 0.3, "segmentation_weight": 0.7}
+    objective = unified_with_masks(**SMALL, **weights)
+    output = objective(masked_clip(objective, tmp_path))
+    terms = output.terms
+    expected = 0.2 * terms["short_term"] + 0.3 * terms["long_term"] + 0.7 * terms["segmentation"]
+    torch.testing.assert_close(output.total.detach(), expected)
+    assert not any(term.requires_grad for term in terms.values())
+
+
+def test_the_segmentation_term_reads_the_features_themselves_not_their_projection(tmp_path: Path) -> None:
+    losses = []
+    for dim in (None, 6):
+        torch.manual_seed(0)
+        encoder = ToyEncoder()
+        objective = build_objective("unified", encoder, **SMALL, embedding_dim=dim).eval()
+        kept = objective.kept_segmenter()
+        assert kept is not None
+        for parameter in kept.parameters():
+            torch.nn.init.constant_(parameter, 0.1)
+        losses.append(objective(masked_clip(objective, tmp_path / str(dim))).terms["segmentation"])
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_segmentation_term_trains_the_encoder_only_when_asked(tmp_path: Path, trains: bool) -> None:
+    options = {**SMALL, "mask_embedding": {**SMALL["mask_embedding"], "encoder_gradient": trains}}
+    sizes = []
+    for weight in (1.0, 2.0):
+        torch.manual_seed(0)
+        objective = unified_with_masks(**options, segmentation_weight=weight).eval()
+        objective(masked_clip(objective, tmp_path / str(weight))).total.backward()
+        sizes.append(objective.encoder.conv.weight.grad)
+    assert torch.allclose(*sizes, rtol=0, atol=1e-6) is not trains
+
+
+TWO_RANKS = """
+from tests.support.dul import ToyEncoder
+from tests.vosnet.objectives.test_unified import RANK_CASES, rank_case, rank_clip
+
+clip, answer = rank_clip().part(2 * rank, 2 * rank + 2), []
+for options in RANK_CASES:
+    objective = rank_case(options)
+    output = objective(clip)
+    (output.total / 2).backward()  # DDP averages gradients over ranks
+    answer.append([output.total.detach(), objective.encoder.conv.weight.grad])
+"""
+RANK_CASES: list[tuple[str, dict[str, Any]]] = [
+    ("unified", {"alignment": "hard", "short_term_weight": 0.0}),
+    ("unified", {"alignment": "soft", "stop_gradient": "none", "short_term_weight": 0.0}),
+    ("unified", {"long_term_weight": 0.0, "stop_gradient": "none"}),
+    ("unified", {"loss": "cosine", "embedding_dim": 6}),
+    ("dense_correspondence", {"cross_view_grid_size": 2, "cross_view_weight": 0.7}),
+]
+
+
+def rank_case(case: tuple[str, dict[str, Any]]) -> Any:
+    torch.manual_seed(0)
+    name, options = case
+    own = {"segmentation_weight": 0.0} if name == "unified" else {}
+    return build_objective(name, ToyEncoder(), **{"grid_size": 4, **own, **options}).eval()
+
+
+def rank_clip() -> Clip:
+    generator = torch.Generator().manual_seed(2)
+    frames = torch.randn(4, 4, 3, 64, 64, generator=generator)
+    theta = torch.cat([thetas(), thetas()[:1]])
+    cut = Cut(torch.tensor([[3, 4, 8, 12]] * 4), torch.zeros(4, 4, 3), torch.zeros(4), torch.zeros(4, 2))
+    draws = torch.rand(4, 4, generator=generator)
+    return Clip(frames, warp_images(frames, theta), theta, draws, torch.arange(4), (), cut)
+
+
+def test_two_ranks_with_half_the_batch_give_the_total_and_gradient_of_one(tmp_path: Path) -> None:
+    halves = on_two_ranks(TWO_RANKS, tmp_path)
+    clip = rank_clip()
+    for case, first, second in zip(RANK_CASES, *halves, strict=True):
+        objective = rank_case(case)
+        total = objective(clip).total
+        total.backward()
+        torch.testing.assert_close((first[0] + second[0]) / 2, total.detach(), msg=str(case))
+        gradient = objective.encoder.conv.weight.grad
+        torch.testing.assert_close(first[1] + second[1], gradient, rtol=1e-4, atol=1e-6, msg=str(case))
+
+
 @pytest.mark.parametrize("stop_gradient", ["target", "none"])
 def test_a_projection_learns_with_the_encoder(stop_gradient: str) -> None:
     objective = toy_unified(embedding_dim=6, stop_gradient=stop_gradient)
@@ -240,11 +458,21 @@ def test_the_loss_of_a_clip_does_not_depend_on_chance_of_the_process() -> None:
     [
         ([3, 5, 9], "frame 1 to follow frame 0, but it lies 2 away"),
         ([3, 4, 7], "at least 5 away .* some are 4"),
+        ([9, 10, 5], "at least 5 away .* some are 4"),
     ],
 )
 def test_clips_of_wrong_distances_are_refused(frame_ids: list[int], message: str) -> None:
     with pytest.raises(UsageError, match=f"E150 .*{message}.*order=paired"):
         toy_unified()(toy_clip(T=3, frame_ids=frame_ids))
+
+
+def test_the_smallest_distance_is_the_one_asked_for_and_only_asked_of_its_term() -> None:
+    near, earlier = toy_clip(T=3, frame_ids=[3, 4, 8]), toy_clip(T=3, frame_ids=[9, 10, 4])
+    toy_unified()(near), toy_unified()(earlier)
+    with pytest.raises(UsageError, match="at least 6 away .* some are 5 .* range from 6 up"):
+        toy_unified(long_term_gap=6)(near)
+    toy_unified(long_term_gap=6, long_term_weight=0.0)(near)
+    toy_unified(short_term_weight=0.0)(toy_clip(T=3, frame_ids=[3, 5, 9]))
 
 
 @pytest.mark.parametrize(
