@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vosnet.errors import InputError, StorageError
-from vosnet.files import atomic_path, inside, natural_key, remove_stale_temporaries, write_bytes, write_json
+from vosnet.files import (
+    TEMPORARY_SUFFIX,
+    atomic_folder,
+    atomic_path,
+    inside,
+    natural_key,
+    remove_stale_temporaries,
+    write_bytes,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
@@ -54,15 +63,67 @@ def test_f22_the_last_good_file_survives_kill_during_a_write(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_f23_file_is_synced_then_renamed_then_the_folder_is_synced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def disk_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is synced and renamed, in order; temporaries are called "temporary"."""
     calls: list[str] = []
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd))[1])
-    monkeypatch.setattr(Path, "replace", lambda a, b: (calls.append("replace"), replace(a, b))[1])
-    write_bytes(tmp_path / "x", b"1")
-    assert calls == ["fsync", "replace", "fsync"]
+
+    def named(path: Path) -> str:
+        return "temporary" if TEMPORARY_SUFFIX in path.name else path.name
+
+    def recorded_fsync(handle: int) -> None:
+        calls.append(f"fsync {named(Path(f'/proc/self/fd/{handle}').readlink())}")
+        fsync(handle)
+
+    def recorded_replace(source: Path, target: Path) -> Path:
+        calls.append(f"rename {named(source)} to {target.name}")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    return calls
+
+
+ORDER = ["fsync temporary", "rename temporary to x", "fsync parent"]
+
+
+def test_f23_file_is_synced_then_renamed_then_the_folder_is_synced(
+    tmp_path: Path, disk_calls: list[str]
+) -> None:
+    write_bytes(tmp_path / "parent" / "x", b"1")
+    assert disk_calls == ORDER
+
+
+def test_f23_folder_is_synced_then_renamed_then_its_parent_is_synced(
+    tmp_path: Path, disk_calls: list[str]
+) -> None:
+    with atomic_folder(tmp_path / "parent" / "x") as temporary:
+        (temporary / "frame").write_bytes(b"1")
+        assert not (tmp_path / "parent" / "x").exists()
+    assert disk_calls == ORDER
+    assert (tmp_path / "parent" / "x" / "frame").read_bytes() == b"1"
+
+
+def test_a_folder_that_failed_half_way_leaves_nothing(tmp_path: Path, disk_calls: list[str]) -> None:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "x") as temporary:
+        (temporary / "frame").write_bytes(b"1")
+        raise RuntimeError("crash")
+    assert list(tmp_path.iterdir()) == []
+    assert disk_calls == []
+
+
+def test_files_and_folders_get_the_permissions_that_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_bytes(tmp_path / "file", b"")
+        with atomic_folder(tmp_path / "folder"):
+            pass
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")]
+    assert modes == [0o640, 0o750]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""DAVIS and YouTube-VOS summaries, and the comparison of two results."""
+"""DAVIS and YouTube-VOS summaries."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from vosnet.errors import InputError
-from vosnet.evaluation.compare import compare_scores
 from vosnet.masks import read_mask
 from vosnet.metrics import (
     ObjectScores,
@@ -108,17 +107,3 @@ def test_four_way_mean_weighs_groups_not_objects() -> None:
     result = four_way_mean(objects, {"a": True, "b": False, "c": False})
     assert result == {"J_seen": 1, "F_seen": 1, "J_unseen": 0, "F_unseen": 0.5, "overall": 0.625}
     assert four_way_mean({"a": objects["a"]}, {"a": True})["J_unseen"] is None
-
-
-def test_comparison_sees_a_consistent_gain_and_no_gain_in_noise() -> None:
-    rng = np.random.default_rng(1)
-    base = {f"o{i}": {"J_mean": float(v), "F_mean": float(v)} for i, v in enumerate(rng.random(30))}
-    better = {k: {m: v + 0.02 for m, v in s.items()} for k, s in base.items()}
-    noisy = {k: {m: v + float(rng.normal(0, 0.1)) for m, v in s.items()} for k, s in base.items()}
-    gain = compare_scores(base, better)
-    assert gain.difference == pytest.approx(0.02)
-    assert gain.low > 0
-    assert gain.p_value < 0.001
-    assert compare_scores(base, noisy).low < 0 < compare_scores(base, noisy).high
-    with pytest.raises(InputError, match="only in one: o0"):
-        compare_scores(base, {k: v for k, v in better.items() if k != "o0"})
