@@ -45,7 +45,7 @@ class SpacedBank:
             reference_for: the channels that are copied from this frame as their reference frame from now on;
                 other contexts lose them. The first frame needs some.
         """
-        frame = features, values.clone()  # callers keep the values, which are their answer
+        frame = features.clone(), values.clone()
         self._frames[self.length] = frame
         if reference_for:
             opened = Context(self.length, list(reference_for), *frame)

@@ -43,3 +43,24 @@ def test_background_pixels_do_not_push_an_unknown_object_down() -> None:
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
     assert segmentation_loss(logits, labels, ALL[:1, :3], dice_weight=1.0) > 5
+
+
+def test_the_loss_is_its_definition_when_objects_are_unknown() -> None:
+    """Unknown objects belong to the background, and Dice is the mean over the known objects of all images."""
+    known = torch.tensor([[True, True, False, True], [True, False, False, True]])
+    labels = torch.where(known.gather(1, LABELS.flatten(1)).view_as(LABELS), LABELS, 0)
+    probs, entropies, dice = LOGITS.softmax(1), [], []
+    for n in range(2):
+        unknown = [channel for channel in range(4) if not known[n, channel]]
+        merged = probs[n].clone()
+        merged[0] += merged[unknown].sum(0)
+        merged[unknown] = 0
+        entropies.append(-merged.gather(0, labels[n][None]).log())
+        for channel in range(1, 4):
+            if known[n, channel]:
+                truth = (labels[n] == channel).float()
+                overlap, area = (merged[channel] * truth).sum(), merged[channel].sum() + truth.sum()
+                dice.append(1 - (2 * overlap + 1) / (area + 1))
+    for weight in (0.0, 0.5, 2.0):
+        expected = torch.stack(entropies).mean() + weight * torch.stack(dice).mean()
+        torch.testing.assert_close(segmentation_loss(LOGITS, labels, known, dice_weight=weight), expected)

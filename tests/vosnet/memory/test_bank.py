@@ -123,3 +123,48 @@ def test_a_loaded_bank_reads_the_same() -> None:
             assert read_indices(other, i) == read_indices(bank, i)
         bank.append(stamp(t), stamp(t, 2))
         other.append(stamp(t), stamp(t, 2))
+
+
+@pytest.mark.parametrize("rule", CONTEXT_RULES)
+def test_the_caller_may_reuse_the_tensors_it_handed_over(rule: str) -> None:
+    bank, features, values = MemoryBank(rule, num_recent=3, k=9), stamp(0), stamp(0, 2)
+    for t in range(9):
+        features.fill_(t)
+        values.fill_(t)
+        bank.append(features, values, reference_for={0: [0], 4: [1]}.get(t, []))
+    features.fill_(99)
+    values.fill_(99)
+    for i, start in enumerate((0, 4, 0, 4)):
+        assert Counter(read_indices(bank, i % 2)) == Counter(context_frames(9, 3, rule, start))
+
+
+@pytest.mark.parametrize("rule", CONTEXT_RULES)
+@pytest.mark.parametrize("num_recent", [0, 1, 2])
+def test_few_recent_frames_or_none_are_read_too(rule: str, num_recent: int) -> None:
+    bank = MemoryBank(rule, num_recent, k=50)
+    bank.append(stamp(0), stamp(0), reference_for=[0])
+    for t in range(1, 12):
+        assert Counter(read_indices(bank)) == Counter(context_frames(t, num_recent, rule))
+        if t > 5:
+            assert Counter(read_indices(bank, 1)) == Counter(context_frames(t, num_recent, rule, 5))
+        bank.append(stamp(t), stamp(t, 1 + (t >= 5)), reference_for=[1] if t == 5 else [])
+
+
+def test_a_window_reads_every_copy_of_the_reference_frame() -> None:
+    bank = MemoryBank("replicate", num_recent=6, k=None)
+    bank.append(stamp(0), stamp(0), reference_for=[0])
+    for t in range(1, 10):
+        assert sorted(read_indices(bank)) == sorted(context_frames(t, 6, "replicate"))
+        bank.append(stamp(t), stamp(t))
+
+
+def test_shrinking_halves_the_recent_frames_down_to_one() -> None:
+    bank = MemoryBank("replicate", num_recent=5, k=9)
+    bank.append(stamp(0), stamp(0), reference_for=[0])
+    for t in range(1, 8):
+        bank.append(stamp(t), stamp(t))
+    assert bank.shrink() == "2 recent frames instead of 5 (results change)"
+    assert sorted(read_indices(bank)) == [0, 6, 7]
+    assert bank.shrink() == "1 recent frames instead of 5 (results change)"
+    assert sorted(read_indices(bank)) == [0, 7]
+    assert bank.shrink() is None

@@ -84,3 +84,23 @@ def test_spaced_frames_exist_come_once_and_lie_before_the_query(references: Refe
             assert frames == sorted(set(frames))
             assert start <= frames[0] <= frames[-1] == t - 1
             assert references == "all" or len(frames) <= references
+
+
+@pytest.mark.parametrize("rule", CONTEXT_RULES)
+def test_without_recent_frames_only_the_reference_frame_is_read(rule: str) -> None:
+    assert {tuple(context_frames(t, 0, rule, start=2)) for t in range(3, 9)} == {(2,)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "young", "full", "older"),
+    [
+        pytest.param("replicate", [0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3], id="replicate"),
+        pytest.param("clamp", [0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3], id="clamp"),
+        pytest.param("queue", [0, 1], [0, 1, 2], [0, 1, 2, 3], id="queue"),
+    ],
+)
+def test_the_rules_agree_once_the_recent_frames_leave_the_reference_frame_behind(
+    rule: str, young: list[int], full: list[int], older: list[int]
+) -> None:
+    assert [context_frames(t, 3, rule) for t in (2, 3, 4)] == [young, full, older]
+    assert context_frames(5, 3, rule) == [0, 2, 3, 4]

@@ -61,11 +61,16 @@ def test_channels_that_joined_later_are_empty_in_older_frames() -> None:
     assert bank.read(bank.contexts[0])[1][:, :, 0, 0].tolist() == [[5, 0], [6, 0], [8, 8]]
 
 
-def test_the_caller_may_change_what_it_handed_over() -> None:
-    bank, values = SpacedBank(5), stamp(1)
-    bank.append(stamp(1), values, reference_for=[0])
-    values.zero_()
-    assert bank.read(bank.contexts[0])[1].unique().tolist() == [1]
+def test_the_caller_may_reuse_the_tensors_it_handed_over() -> None:
+    bank, features, values = SpacedBank(5), stamp(0), stamp(0, 2)
+    for t in range(12):
+        features.fill_(t)
+        values.fill_(t)
+        bank.append(features, values, reference_for={0: [0], 4: [1]}.get(t, []))
+    features.fill_(99)
+    values.fill_(99)
+    assert read_indices(bank) == spaced_frames(12, 5)
+    assert read_indices(bank, 1) == spaced_frames(12, 5, start=4)
 
 
 @pytest.mark.parametrize("references", REFERENCES)

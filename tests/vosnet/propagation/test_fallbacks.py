@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.vosnet.models.test_segmenter import TINY
 from tests.vosnet.propagation.helpers import make_mask, make_propagator, make_scene
 from vosnet import matching
 from vosnet.errors import OutOfMemoryError
+from vosnet.models import MaskSegmenter
 from vosnet.propagation.fallbacks import Ladder
 from vosnet.propagation.tracker import MIN_WORKSPACE_BYTES, Tracker
 from vosnet.runtime import is_out_of_memory
@@ -123,6 +126,57 @@ def test_f34_the_encoder_running_out_ends_in_a_clear_error(monkeypatch: pytest.M
     monkeypatch.setattr(propagator.extractor, "_run", fail)
     with pytest.raises(OutOfMemoryError, match="E501 .*smaller short_side"):
         list(propagator.propagate(make_scene(2), {0: MASKS[0]}))
+
+
+class RunsOut(TorchDispatchMode):
+    """Counts the operations that take memory; the one with number `at` finds none, once."""
+
+    def __init__(self, at: int = -1) -> None:
+        super().__init__()
+        self.at, self.count = at, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        if not name.endswith("_"):  # the others write where there is memory already
+            self.count += 1
+            if self.count - 1 == self.at:
+                raise torch.OutOfMemoryError(f"CUDA out of memory in {name}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("step", [0, 3], ids=["first", "new-object"])
+@pytest.mark.parametrize("preset", ["dul", "mast", "crw_decoded"])
+def test_f34_a_step_that_runs_out_anywhere_is_repeated_as_if_nothing_had_happened(
+    preset: str, step: int
+) -> None:
+    torch.manual_seed(0)
+    options = {"segmenter": MaskSegmenter(**TINY)} if preset == "crw_decoded" else {}
+    few = {0: make_mask({1: (8, 8, 32, 32)}), 3: make_mask({7: (10, 34, 29, 60), 2: (32, 0, 48, 30)})}
+
+    def probs(at: int) -> tuple[list[torch.Tensor], int]:
+        tracker, found = make_propagator(preset, radius=3, **options).tracker(), []
+        for t, frame in enumerate(make_scene(7)):
+            mode = RunsOut(at if t == step else -1)
+            with mode:
+                found.append(tracker.step(frame, few.get(t)))
+            if t == step:
+                count = mode.count
+                assert len(tracker.ladder.steps) == (at >= 0)
+        return found, count
+
+    expected, count = probs(-1)
+    for at in range(0, count, max(1, count // 7)):
+        for got, wanted in zip(probs(at)[0], expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+
+
+def test_f34_running_out_while_deciding_gives_the_same_mask() -> None:
+    tracker, frame = make_propagator().tracker(), make_scene(1)[0]
+    probs = tracker.step(frame, MASKS[0])
+    expected = tracker.decide(probs)
+    with RunsOut(3):
+        assert np.array_equal(tracker.decide(probs), expected)
+    assert len(tracker.ladder.steps) == 1
 
 
 def test_other_errors_pass_through_at_once() -> None:

@@ -59,6 +59,21 @@ def test_a_state_of_other_masks_or_settings_is_refused(tmp_path: Path) -> None:
         list(make_propagator().propagate(FRAMES, other, spill=spill))
     with pytest.raises(InputError, match="E285"):
         list(make_propagator(k=9).propagate(FRAMES, MASKS, spill=spill))
+    with pytest.raises(InputError, match="E285"):
+        list(make_propagator().propagate(FRAMES, {**MASKS, 6: MASKS[5]}, spill=spill))
+    renamed = make_propagator()
+    renamed.source = "other weights"
+    with pytest.raises(InputError, match="E285"):
+        list(renamed.propagate(FRAMES, MASKS, spill=spill))
+
+
+def test_a_state_of_another_direction_is_refused(tmp_path: Path) -> None:
+    spill = tmp_path / "state"
+    interrupt(spill)  # forward from frame 2; "both" begins with the same frames
+    for direction in ("both", "backward"):
+        with pytest.raises(InputError, match="E285"):
+            list(make_propagator().propagate(FRAMES, MASKS, spill=spill, direction=direction))
+    assert next(make_propagator().propagate(FRAMES, MASKS, spill=spill)).index > 2
 
 
 @pytest.mark.parametrize("keep", [0, 100, -7])
