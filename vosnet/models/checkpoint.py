@@ -1,4 +1,4 @@
-"""Encoders in files: ours (safetensors with metadata), other people's, the shipped ones, and none at all."""
+"""Networks in files: ours (safetensors with metadata), other people's, the shipped one, and none at all."""
 
 from __future__ import annotations
 
@@ -7,50 +7,70 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vosnet import files
 from vosnet.errors import InputError, UsageError
+from vosnet.models.description import EncoderMeta
 from vosnet.models.encoder import Encoder, build_encoder
 from vosnet.models.head import ProjectionHead
-from vosnet.models.resnet import STAGES, TRUNKS, Arch, Padding
+from vosnet.models.resnet import STAGES, TRUNKS, Arch
 from vosnet.models.segmenter import MaskSegmenter
-from vosnet.models.weights_file import (
-    METADATA_KEY,
-    Weights,
-    default_meta,
-    find_weights,
-    read_weights,
-)
+from vosnet.models.weights_file import METADATA_KEY, Weights, find_weights, read_weights
 from vosnet.runtime import state_hash
 from vosnet.transforms import ColorSpace
 
 RANDOM = "random"
 SHIPPED = "shipped"
-SEGMENTER_KEY = "segmenter"
 _SEGMENTER_PARTS = ("mask_encoder.", "mask_decoder.")
 
 
 @dataclass(frozen=True)
-class LoadedEncoder:
-    """An encoder ready to use and where it comes from.
+class LoadedModel:
+    """Networks read from one file, and where they come from.
 
     Attributes:
         encoder: in eval mode, float32, on the CPU.
-        meta: arch, layer, output_stride, padding, color_space, mean, std and preset (None when unknown), and
-            whatever else was saved with it.
+        meta: the file's description, with arch, layer and output_stride as they are read now.
         source: one line for reports, such as "run/model.safetensors (resnet18, layer4)".
+        tensors: everything the file holds, under its names.
     """
 
     encoder: Encoder
-    meta: dict[str, Any]
+    meta: EncoderMeta
     source: str
+    tensors: Mapping[str, Tensor]
+
+    def segmenter(self) -> MaskSegmenter:
+        """The frame-mask encoder and mask decoder saved with the encoder, in eval mode, float32, on the CPU.
+
+        Raises:
+            InputError: the file holds none (E185), or not those it describes (E274).
+        """
+        if self.meta.segmenter is None:
+            raise InputError(
+                "E185",
+                f"{self.source} holds no mask encoder and mask decoder, which decoding rounds need",
+                "Use rounds=0 (--set rounds=0) or another preset, which copy masks without them, or a "
+                "checkpoint of an objective that trains them: unified, plus_segmentation.",
+            )
+        settings = {**self.meta.segmenter, "output_stride": self.encoder.output_stride}
+        state = {k: _restored(v) for k, v in self.tensors.items() if k.startswith(_SEGMENTER_PARTS)}
+        try:
+            with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+                segmenter = MaskSegmenter(**settings)
+            segmenter.load_state_dict(state, assign=True)
+        except (TypeError, ValueError, RuntimeError) as error:
+            message = f"{self.source} does not hold the mask encoder and decoder it describes ({error})"
+            raise InputError("E274", message, "Was it written by another version?") from error
+        return segmenter.eval()
 
 
 def save_encoder(
@@ -67,13 +87,11 @@ def save_encoder(
     Args:
         path: the file to write.
         encoder: the network; a head of its own is saved too.
-        meta: JSON values to keep beside arch, layer, output_stride, padding and color_space, which are
-            added; `mean`, `std` (default ImageNet's), `preset` and `layer` (the one to read at test time)
-            are understood by `load_encoder`.
+        meta: JSON values for the description, by the names of `EncoderMeta` or any others; what the network
+            is (arch, layer, output_stride, padding, color_space) is filled in.
         half: store floating point tensors as float16 where they fit its range.
         head: a projection head that was trained on the encoder's output.
-        segmenter: frame-mask encoder and mask decoder that were trained beside it; `load_segmenter` reads
-            them, and who wants the encoder alone does not notice them.
+        segmenter: frame-mask encoder and mask decoder that were trained beside it.
 
     Raises:
         StorageError: disk full or not writable.
@@ -81,28 +99,19 @@ def save_encoder(
     state = dict(encoder.state_dict())
     if head is not None:
         state |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
-    kept: dict[str, Any] = {}
     if segmenter is not None:
         state |= segmenter.state_dict()
-        kept = {SEGMENTER_KEY: segmenter.settings}
-    tensors = {name: _stored(tensor, half) for name, tensor in sorted(state.items())}
-    description = {
-        **default_meta(),
-        **kept,
-        "arch": encoder.arch,
-        "layer": encoder.layer,
-        "output_stride": encoder.output_stride,
-        "padding": encoder.padding,
-        "color_space": encoder.color_space,
-        **meta,
-        "content_sha256": state_hash(tensors),
-    }
-    text = json.dumps(description, sort_keys=True, allow_nan=False)
+    tensors = {name: _stored(tensor, half=half) for name, tensor in sorted(state.items())}
+    described = ("arch", "layer", "output_stride", "padding", "color_space")
+    values = {name: getattr(encoder, name) for name in described}
+    values["segmenter"] = None if segmenter is None else segmenter.settings
+    description = EncoderMeta.from_json({**values, **meta}).to_json()
+    text = json.dumps(description | {"content_sha256": state_hash(tensors)}, sort_keys=True, allow_nan=False)
     with files.atomic_path(path) as temporary:
         save_file(tensors, temporary, {METADATA_KEY: text})
 
 
-def load_encoder(
+def load_model(
     path: str | os.PathLike[str] | None,
     *,
     layer: str | None = None,
@@ -110,11 +119,11 @@ def load_encoder(
     output_stride: int | None = None,
     arch: Arch = "resnet18",
     seed: int = 0,
-) -> LoadedEncoder:
-    """The encoder at `path`: ours, or a checkpoint of DUL, CRW, VFS, torchvision, timm or DINO.
+) -> LoadedModel:
+    """The networks at `path`: ours, or a checkpoint of DUL, CRW, VFS, torchvision, timm or DINO.
 
     Args:
-        path: a file, a run folder, "random" for He initialisation from `seed`, or None or "shipped"
+        path: a file, a run folder, "random" for He initialization from `seed`, or None or "shipped"
             for the shipped weights (the random encoder while none are installed).
         layer: what to read ("layer2", "layer3", "layer4", "head"). None: what the file says; else
             `default_layer`, or the deepest stage of a file that ends before it.
@@ -127,64 +136,29 @@ def load_encoder(
         InputError: not found (E270), unreadable (E271), holds code (E272), damaged (E273), no ResNet in it
             or one that does not fit (E274).
     """
+    note = ""
     if path is None or str(path) == SHIPPED:
         path = shipped_weights() or RANDOM
         note = ": no trained weights are installed" if path == RANDOM else ""
-    else:
-        note = ""
     if str(path) == RANDOM:
-        return _random(arch, layer or default_layer, output_stride or 8, seed, note)
-    file = find_weights(path)
-    weights = read_weights(file)
-    chosen = layer or weights.meta.get("layer") or _deepest(weights.tensors, default_layer)
-    encoder = _build(file, weights, chosen, output_stride or int(weights.meta["output_stride"]))
-    meta = {**weights.meta, "arch": encoder.arch, "layer": chosen, "output_stride": encoder.output_stride}
-    return LoadedEncoder(encoder.eval(), meta, f"{file} ({encoder.arch}, {chosen})")
-
-
-def load_segmenter(path: str | os.PathLike[str] | None, *, output_stride: int | None = None) -> MaskSegmenter:
-    """The frame-mask encoder and mask decoder that were saved with the encoder at `path`.
-
-    Args:
-        path: as in `load_encoder`.
-        output_stride: the encoder's, where it is not the file's.
-
-    Returns:
-        In eval mode, float32, on the CPU.
-
-    Raises:
-        InputError: the file holds none (E185), or see `load_encoder`.
-    """
-    if path is None or str(path) in {SHIPPED, RANDOM}:
-        raise _without_segmenter("the shipped encoder" if str(path) != RANDOM else "a random encoder")
-    file = find_weights(path)
-    weights = read_weights(file)
-    if SEGMENTER_KEY not in weights.meta:
-        raise _without_segmenter(str(file))
-    settings = dict(weights.meta[SEGMENTER_KEY])
-    if output_stride is not None:
-        settings["output_stride"] = output_stride
-    got = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(_SEGMENTER_PARTS)}
-    try:
-        segmenter = MaskSegmenter(**settings)
-        segmenter.load_state_dict({name: _restored(tensor) for name, tensor in got.items()})
-    except (TypeError, ValueError, RuntimeError) as error:
-        message = f"{file} does not hold the mask encoder and decoder it describes ({error})"
-        raise InputError("E274", message, "Was it written by another version?") from error
-    return segmenter.eval()
-
-
-def _restored(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _without_segmenter(what: str) -> InputError:
-    message = f"{what} holds no mask encoder and mask decoder, which decoding rounds need"
-    hint = (
-        "Use rounds=0 (--set rounds=0) or another preset, which copy masks without them, or a checkpoint "
-        "of an objective that trains them: unified, plus_segmentation."
-    )
-    return InputError("E185", message, hint)
+        color_space: ColorSpace = "lab" if arch.startswith("mast") else "rgb"
+        encoder = build_encoder(
+            arch,
+            layer=layer or default_layer,
+            output_stride=output_stride or 8,
+            seed=seed,
+            color_space=color_space,
+        )
+        weights = Weights({}, EncoderMeta(color_space=color_space))
+        source = f"random encoder (seed {seed}){note}"
+    else:
+        file = find_weights(path)
+        weights = read_weights(file)
+        chosen = layer or weights.meta.layer or _deepest(weights.tensors, default_layer)
+        encoder = _build(file, weights, chosen, output_stride or weights.meta.output_stride)
+        source = f"{file} ({encoder.arch}, {chosen})"
+    meta = replace(weights.meta, arch=encoder.arch, layer=encoder.layer, output_stride=encoder.output_stride)
+    return LoadedModel(encoder.eval(), meta, source, weights.tensors)
 
 
 def shipped_weights() -> Path | None:
@@ -193,7 +167,7 @@ def shipped_weights() -> Path | None:
     return next(iter(sorted(folder.glob("*.safetensors"))), None)
 
 
-def _stored(tensor: Tensor, half: bool) -> Tensor:  # noqa: FBT001 (private)
+def _stored(tensor: Tensor, *, half: bool) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     if not half or not tensor.is_floating_point():
         return tensor.clone()
@@ -201,20 +175,8 @@ def _stored(tensor: Tensor, half: bool) -> Tensor:  # noqa: FBT001 (private)
     return small if bool(small.isfinite().all()) else tensor.float()  # a variance can exceed float16
 
 
-def _random(arch: Arch, layer: str, output_stride: int, seed: int, note: str) -> LoadedEncoder:
-    color_space: ColorSpace = "lab" if arch.startswith("mast") else "rgb"
-    encoder = build_encoder(
-        arch, layer=layer, output_stride=output_stride, seed=seed, color_space=color_space
-    )
-    meta = {
-        **default_meta(),
-        "color_space": color_space,
-        "arch": arch,
-        "layer": layer,
-        "output_stride": encoder.output_stride,
-        "seed": seed,
-    }
-    return LoadedEncoder(encoder.eval(), meta, f"random encoder (seed {seed}){note}")
+def _restored(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _deepest(tensors: Mapping[str, Tensor], wanted: str) -> str:
@@ -224,47 +186,42 @@ def _deepest(tensors: Mapping[str, Tensor], wanted: str) -> str:
 
 
 def _build(path: Path, weights: Weights, layer: str, output_stride: int) -> Encoder:
-    tensors = weights.tensors
-    arch = _arch_of(tensors)
-    said = weights.meta.get("arch", arch)
-    if said not in TRUNKS:
-        raise InputError("E274", f"{path} holds a {said}; known are {', '.join(TRUNKS)}")
+    tensors, meta = weights
+    arch = meta.arch or _arch_of(tensors)
+    if arch not in TRUNKS:
+        raise InputError("E274", f"{path} holds a {arch}; known are {', '.join(TRUNKS)}")
+    head = tensors.get("head.conv2.weight")
     try:
-        encoder = Encoder(
-            arch=cast("Arch", said),
-            layer=layer,
-            output_stride=output_stride,
-            padding=cast("Padding", weights.meta["padding"]),
-            head_stage=_deepest(tensors, "layer4"),
-            head_dims=_head_dims(tensors) if layer == "head" else None,
-            color_space=weights.meta["color_space"],
-            with_out_conv=layer == weights.meta.get("layer", layer),
-        )
+        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+            encoder = Encoder(
+                arch=arch,
+                layer=layer,
+                output_stride=output_stride,
+                padding=meta.padding,
+                head_stage=_deepest(tensors, "layer4"),
+                head_dims=None if head is None else (head.shape[1], head.shape[0]),
+                color_space=meta.color_space,
+                with_out_conv=layer == (meta.layer or layer),
+            )
     except UsageError as error:
         raise UsageError(error.code, f"{error.message} for {path}") from error
     wanted = encoder.state_dict()
-    kept = {name: tensor for name, tensor in tensors.items() if not _beyond(name, encoder)}
-    problems = _mismatches(wanted, kept)
-    if problems:
-        message = f"{path} does not fit a {said} read at {layer}: {'; '.join(problems)}"
+    kept = {name: _restored(tensor) for name, tensor in tensors.items() if not _is_beyond(name, encoder)}
+    counters = [name for name in wanted if name.endswith("num_batches_tracked")]
+    state = {name: torch.zeros((), dtype=torch.int64) for name in counters} | kept
+    if problems := _mismatches(wanted, state):
+        message = f"{path} does not fit a {arch} read at {layer}: {'; '.join(problems)}"
         raise InputError("E274", message, "Choose the layer or the file to match.")
-    optional = {name: wanted[name] for name in wanted if name.endswith("num_batches_tracked")}
-    encoder.load_state_dict({**optional, **{name: tensor.float() for name, tensor in kept.items()}})
+    encoder.load_state_dict(state, assign=True)
     return encoder
 
 
 def _arch_of(tensors: Mapping[str, Tensor]) -> str:
-    if any(re.fullmatch(r"layer\d\.\d+\.conv3\.weight", name) for name in tensors):
-        return "resnet50"
-    return "resnet18"
+    bottleneck = any(re.fullmatch(r"layer\d\.\d+\.conv3\.weight", name) for name in tensors)
+    return "resnet50" if bottleneck else "resnet18"
 
 
-def _head_dims(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    last = tensors.get("head.conv2.weight")
-    return None if last is None else (last.shape[1], last.shape[0])
-
-
-def _beyond(name: str, encoder: Encoder) -> bool:
+def _is_beyond(name: str, encoder: Encoder) -> bool:
     """Whether a tensor belongs to a part behind the layer that is read."""
     part = name.partition(".")[0]
     return (
@@ -276,18 +233,16 @@ def _beyond(name: str, encoder: Encoder) -> bool:
 
 
 def _mismatches(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:
-    missing = [name for name in wanted if name not in got and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in got if name not in wanted]
+    kinds = {
+        "missing": [name for name in wanted if name not in got],
+        "unexpected": [name for name in got if name not in wanted],
+    }
     shapes = [
         f"{name} is {list(got[name].shape)} instead of {list(wanted[name].shape)}"
         for name in wanted
         if name in got and got[name].shape != wanted[name].shape
     ]
-    problems = [
-        f"{kind} {_grouped(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected))
-        if names
-    ]
+    problems = [f"{kind} {_grouped(names)}" for kind, names in kinds.items() if names]
     return problems + shapes[:3] + ([f"{len(shapes) - 3} more of other shapes"] if len(shapes) > 3 else [])
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vosnet.models.resnet import Padding
+
 
 @dataclass(frozen=True)
 class EncoderState:
@@ -24,7 +26,7 @@ class EncoderState:
     origin: str
     tensors: dict[str, Tensor]
     layer: str | None
-    padding: str = "zeros"
+    padding: Padding = "zeros"
 
 
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # DistributedDataParallel, torch.compile
@@ -47,7 +49,7 @@ def recognize(raw: Any) -> EncoderState | None:
                 tensors[name] = tensor
         if "conv1.weight" in tensors:
             padded = origin == "crw" and any(_PADDED.search(key) for key in flat)
-            padding = "reflect" if padded else "zeros"
+            padding: Padding = "reflect" if padded else "zeros"
             return EncoderState(origin, tensors, _TEST_LAYER[origin], padding)
     return None
 

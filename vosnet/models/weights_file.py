@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vosnet import files
 from vosnet.errors import InputError
-from vosnet.models.foreign import EncoderState, recognize
+from vosnet.models.description import EncoderMeta
+from vosnet.models.foreign import recognize
 from vosnet.models.untrusted import load_pickled_tensors
 from vosnet.runtime import state_hash
-from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 METADATA_KEY = "vosnet"
 
 
-@dataclass
-class Weights:
-    """Tensors under torchvision's names and what the file says about them.
-
-    Attributes:
-        meta: output_stride, padding, mean, std, color_space, preset, and `layer` where the file names one.
-    """
+class Weights(NamedTuple):
+    """Tensors under torchvision's names and what the file says about them."""
 
     tensors: dict[str, Tensor]
-    meta: dict[str, Any]
+    meta: EncoderMeta
 
 
 def find_weights(path: str | os.PathLike[str]) -> Path:
@@ -63,11 +57,8 @@ def read_weights(path: Path) -> Weights:
     _check_manifest(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    state = recognize(load_pickled_tensors(path))
-    if state is None:
-        message = f"{path} holds no ResNet under the names of DUL, CRW, VFS, torchvision, timm or DINO"
-        raise InputError("E274", message, "Rename its tensors to torchvision's and save them as safetensors.")
-    return _from_state(state)
+    known = "the names of DUL, CRW, VFS, torchvision, timm or DINO"
+    return _of_another_code_base(path, load_pickled_tensors(path), known)
 
 
 def _read_safetensors(path: Path) -> Weights:
@@ -79,27 +70,27 @@ def _read_safetensors(path: Path) -> Weights:
         message = f"{path} is no readable safetensors file, or it is cut short or damaged ({error})"
         raise InputError("E271", message, "Copy or download it again.") from error
     if METADATA_KEY not in metadata:
-        state = recognize(tensors)
-        if state is None:
-            raise InputError("E274", f"{path} holds no ResNet under torchvision's names")
-        return _from_state(state)
+        return _of_another_code_base(path, tensors, "torchvision's names")
     try:
-        meta = dict(json.loads(metadata[METADATA_KEY]))
-    except (ValueError, TypeError) as error:
+        said = json.loads(metadata[METADATA_KEY])
+        expected = said.pop("content_sha256", None)
+        meta = EncoderMeta.from_json(said)
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError("E273", f"{path} has damaged metadata ({error})", "Copy it again.") from error
-    expected = meta.pop("content_sha256", None)
     if expected is not None and expected != state_hash(tensors):
         raise InputError(
             "E273", f"{path} is damaged: its tensors do not match their SHA-256", "Copy it again."
         )
-    return Weights(tensors, {**default_meta(), **meta})
+    return Weights(tensors, meta)
 
 
-def _from_state(state: EncoderState) -> Weights:
-    meta = {**default_meta(), "padding": state.padding, "origin": state.origin}
-    if state.layer is not None:
-        meta |= {"layer": state.layer, "preset": state.origin}
-    return Weights(state.tensors, meta)
+def _of_another_code_base(path: Path, content: Any, known: str) -> Weights:
+    state = recognize(content)
+    if state is None:
+        hint = "Rename its tensors to torchvision's and save them as safetensors."
+        raise InputError("E274", f"{path} holds no ResNet under {known}", hint)
+    preset = None if state.layer is None else state.origin
+    return Weights(state.tensors, EncoderMeta(layer=state.layer, padding=state.padding, preset=preset))
 
 
 def _check_manifest(path: Path) -> None:
@@ -116,15 +107,3 @@ def _check_manifest(path: Path) -> None:
     if expected is not None and expected != files.sha256(path):
         message = f"{path} is damaged: its SHA-256 is not the one in {manifest.name}"
         raise InputError("E273", message, "Use an earlier checkpoint, or copy it again.")
-
-
-def default_meta() -> dict[str, Any]:
-    """What holds for an encoder that says nothing about itself."""
-    return {
-        "output_stride": 8,
-        "padding": "zeros",
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
-        "color_space": "rgb",
-        "preset": None,
-    }

@@ -14,7 +14,7 @@ from vosnet.adaptation.adapt import Adaptation, OnStep, PackedMasks, adapt, requ
 from vosnet.adaptation.settings import AdaptationSettings
 from vosnet.errors import InputError, UsageError
 from vosnet.masks import with_annotation
-from vosnet.models import CallableEncoder, MaskSegmenter, load_encoder, load_segmenter
+from vosnet.models import CallableEncoder, MaskSegmenter, load_model
 from vosnet.models.inference import FeatureExtractor, Precision
 from vosnet.models.resnet import Arch
 from vosnet.propagation.masks import upsample
@@ -118,22 +118,20 @@ class Propagator:
             make_protocol(preset, **overrides)
         layer = overrides.get("layer")
         wanted = make_protocol(preset or "dul").layer
-        loaded = load_encoder(
+        loaded = load_model(
             path, layer=layer, default_layer=wanted, output_stride=output_stride, arch=arch, seed=seed
         )
-        chosen = preset or loaded.meta["preset"] or "dul"
-        protocol = make_protocol(chosen, **{**overrides, "layer": loaded.meta["layer"]})
+        chosen = preset or loaded.meta.preset or "dul"
+        protocol = make_protocol(chosen, **{**overrides, "layer": loaded.meta.layer})
         extractor = FeatureExtractor(
             loaded.encoder,
-            mean=loaded.meta["mean"],
-            std=protocol.std or loaded.meta["std"],
+            mean=loaded.meta.mean,
+            std=protocol.std or loaded.meta.std,
             device=target,
             precision=precision,
             compiled=compiled,
         )
-        segmenter = None
-        if protocol.rounds > 0:
-            segmenter = load_segmenter(path, output_stride=loaded.encoder.output_stride)
+        segmenter = loaded.segmenter() if protocol.rounds > 0 else None
         return cls(extractor, protocol, loaded.source, allow_degrade=allow_degrade, segmenter=segmenter)
 
     @classmethod

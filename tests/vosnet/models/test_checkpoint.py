@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vosnet.errors import InputError
 from vosnet.files import sha256
-from vosnet.models import Encoder, ProjectionHead, build_encoder, load_encoder, save_encoder
+from vosnet.models import Encoder, ProjectionHead, build_encoder, load_model, save_encoder
 from vosnet.models import checkpoint as checkpoint_module
 
 
@@ -92,8 +92,8 @@ def test_f24_the_authors_checkpoints_are_read(
     tmp_path: Path, kind: str, layer: str, preset: str | None, padding: str
 ) -> None:
     torch.save(foreign(kind), tmp_path / "theirs.pth")
-    loaded = load_encoder(tmp_path / "theirs.pth")
-    assert (loaded.meta["layer"], loaded.meta["preset"], loaded.meta["padding"]) == (layer, preset, padding)
+    loaded = load_model(tmp_path / "theirs.pth")
+    assert (loaded.meta.layer, loaded.meta.preset, loaded.meta.padding) == (layer, preset, padding)
     assert (loaded.encoder.layer, loaded.encoder.padding, loaded.encoder.output_stride) == (layer, padding, 8)
     assert_same_weights(loaded.encoder, plain_state())
     assert not loaded.encoder.training
@@ -101,7 +101,7 @@ def test_f24_the_authors_checkpoints_are_read(
 
 def test_the_head_of_dul_can_be_read(tmp_path: Path) -> None:
     torch.save(foreign("dul"), tmp_path / "dul.pth")
-    encoder = load_encoder(tmp_path / "dul.pth", layer="head").encoder
+    encoder = load_model(tmp_path / "dul.pth", layer="head").encoder
     assert encoder.feature_dim == 128
     assert encoder.head is not None
 
@@ -110,10 +110,10 @@ def test_what_is_saved_comes_back_with_its_description(tmp_path: Path) -> None:
     encoder = build_encoder("resnet50", layer="layer3", output_stride=4, padding="reflect", seed=5)
     meta = {"preset": "crw", "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "steps": 12}
     save_encoder(tmp_path / "ours.safetensors", encoder, meta, half=False)
-    loaded = load_encoder(tmp_path / "ours.safetensors")
+    loaded = load_model(tmp_path / "ours.safetensors")
     assert_same_weights(loaded.encoder, encoder.state_dict())
     expected = {"arch": "resnet50", "layer": "layer3", "output_stride": 4, "padding": "reflect", **meta}
-    assert expected.items() <= loaded.meta.items()
+    assert expected.items() <= loaded.meta.to_json().items()
     assert "ours.safetensors" in loaded.source
 
 
@@ -124,7 +124,7 @@ def test_half_precision_halves_the_file_and_keeps_what_does_not_fit(tmp_path: Pa
     save_encoder(tmp_path / "full.safetensors", encoder, {}, half=False)
     sizes = [(tmp_path / name).stat().st_size for name in ("half.safetensors", "full.safetensors")]
     assert sizes[0] < 0.55 * sizes[1]
-    loaded = load_encoder(tmp_path / "half.safetensors").encoder
+    loaded = load_model(tmp_path / "half.safetensors").encoder
     assert loaded.bn1.running_var[0] == 1e6
     torch.testing.assert_close(loaded.conv1.weight, encoder.conv1.weight, rtol=1e-3, atol=1e-6)
 
@@ -132,20 +132,20 @@ def test_half_precision_halves_the_file_and_keeps_what_does_not_fit(tmp_path: Pa
 def test_a_head_saved_beside_the_encoder_is_read_on_request(tmp_path: Path) -> None:
     encoder, head = build_encoder(layer="layer3"), ProjectionHead(256, 32, 16)
     save_encoder(tmp_path / "run.safetensors", encoder, {}, head=head)
-    assert load_encoder(tmp_path / "run.safetensors").encoder.feature_dim == 256
-    with_head = load_encoder(tmp_path / "run.safetensors", layer="head").encoder
+    assert load_model(tmp_path / "run.safetensors").encoder.feature_dim == 256
+    with_head = load_model(tmp_path / "run.safetensors", layer="head").encoder
     assert (with_head.feature_dim, with_head.stage) == (16, "layer3")
 
 
 def test_a_shallower_layer_of_a_deeper_file_can_be_read(tmp_path: Path) -> None:
     save_encoder(tmp_path / "deep.safetensors", build_encoder(layer="layer4"), {}, half=False)
-    encoder = load_encoder(tmp_path / "deep.safetensors", layer="layer2").encoder
+    encoder = load_model(tmp_path / "deep.safetensors", layer="layer2").encoder
     assert_same_weights(encoder, build_encoder(layer="layer2").state_dict())
 
 
 def test_a_file_without_description_is_read_at_its_deepest_stage(tmp_path: Path) -> None:
     save_file(plain_state("layer3"), tmp_path / "bare.safetensors")
-    loaded = load_encoder(tmp_path / "bare.safetensors", default_layer="layer4")
+    loaded = load_model(tmp_path / "bare.safetensors", default_layer="layer4")
     assert loaded.encoder.layer == "layer3"
     assert "layer3" in loaded.source
 
@@ -157,9 +157,9 @@ def test_a_run_folder_means_its_last_checkpoint(tmp_path: Path) -> None:
             build_encoder(layer="layer2", seed=step),
             {},
         )
-    assert_close_conv(load_encoder(tmp_path).encoder, 10)
+    assert_close_conv(load_model(tmp_path).encoder, 10)
     save_encoder(tmp_path / "checkpoints/last/model.safetensors", build_encoder(layer="layer2", seed=1), {})
-    assert_close_conv(load_encoder(tmp_path).encoder, 1)
+    assert_close_conv(load_model(tmp_path).encoder, 1)
 
 
 def assert_close_conv(encoder: Encoder, seed: int) -> None:
@@ -168,7 +168,7 @@ def assert_close_conv(encoder: Encoder, seed: int) -> None:
 
 
 def test_random_is_named_with_its_seed() -> None:
-    loaded = load_encoder("random", layer="layer2", seed=3)
+    loaded = load_model("random", layer="layer2", seed=3)
     assert loaded.source == "random encoder (seed 3)"
     assert_same_weights(loaded.encoder, build_encoder(layer="layer2", seed=3).state_dict())
 
@@ -177,14 +177,14 @@ def test_no_path_means_the_shipped_weights_or_says_that_there_are_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint_module, "shipped_weights", lambda: None)
-    assert load_encoder(None, layer="layer2").source == (
+    assert load_model(None, layer="layer2").source == (
         "random encoder (seed 0): no trained weights are installed"
     )
     file = tmp_path / "shipped.safetensors"
     save_encoder(file, build_encoder(layer="layer2"), {"preset": "dul"})
     monkeypatch.setattr(checkpoint_module, "shipped_weights", lambda: file)
-    assert load_encoder(None).source.startswith(str(file))
-    assert load_encoder("shipped").source == load_encoder(None).source
+    assert load_model(None).source.startswith(str(file))
+    assert load_model("shipped").source == load_model(None).source
 
 
 def test_f24_a_network_that_does_not_fit_lists_missing_and_unexpected_parts(tmp_path: Path) -> None:
@@ -194,13 +194,13 @@ def test_f24_a_network_that_does_not_fit_lists_missing_and_unexpected_parts(tmp_
     state["bn1.bias"] = torch.zeros(3)
     torch.save(state, tmp_path / "odd.pth")
     with pytest.raises(InputError) as caught:
-        load_encoder(tmp_path / "odd.pth")
+        load_model(tmp_path / "odd.pth")
     message = str(caught.value)
     assert message.startswith("E274")
     assert "missing layer3 (2 tensors); unexpected layer1 (1 tensors)" in message
     assert "bn1.bias is [3] instead of [64]" in message
     with pytest.raises(InputError, match=r"missing .*layer4 \(25 tensors\)"):
-        load_encoder(tmp_path / "odd.pth", layer="layer4")
+        load_model(tmp_path / "odd.pth", layer="layer4")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 1000, -100])
@@ -213,7 +213,7 @@ def test_f24_a_truncated_file_is_refused(tmp_path: Path, keep: int, suffix: str)
         save_encoder(file, build_encoder(layer="layer2"), {})
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(InputError, match=rf"E271 .*cut\.{suffix}"):
-        load_encoder(file)
+        load_model(file)
 
 
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.9999])
@@ -222,7 +222,7 @@ def test_f24_a_flipped_bit_in_our_file_is_found(tmp_path: Path, place: float) ->
     save_encoder(file, build_encoder(layer="layer2"), {})
     flip_bit(file, place)
     with pytest.raises(InputError, match=r"E273 .*SHA-256"):
-        load_encoder(file)
+        load_model(file)
 
 
 @pytest.mark.parametrize("form", ["flat", "nested"])
@@ -232,10 +232,10 @@ def test_f24_a_manifest_beside_the_file_finds_a_flipped_bit(tmp_path: Path, form
     digest = sha256(file)
     entry = {"files": {file.name: {"sha256": digest}}} if form == "nested" else {file.name: digest}
     (tmp_path / "manifest.json").write_text(json.dumps(entry))
-    load_encoder(file)
+    load_model(file)
     flip_bit(file, 0.5)
     with pytest.raises(InputError, match=r"E273 .*manifest\.json"):
-        load_encoder(file)
+        load_model(file)
 
 
 def flip_bit(file: Path, place: float) -> None:
@@ -253,23 +253,23 @@ def flip_bit(file: Path, place: float) -> None:
 def test_f24_a_foreign_format_is_refused(tmp_path: Path, content: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match="x.*no readable"):
-        load_encoder(tmp_path / name)
+        load_model(tmp_path / name)
 
 
 def test_f24_a_file_without_a_resnet_is_refused(tmp_path: Path) -> None:
     torch.save({"blocks.0.attn.qkv.weight": torch.zeros(3)}, tmp_path / "vit.pth")
     with pytest.raises(InputError, match="E274 .*holds no ResNet"):
-        load_encoder(tmp_path / "vit.pth")
+        load_model(tmp_path / "vit.pth")
     torch.save([1, 2, 3], tmp_path / "list.pth")
     with pytest.raises(InputError, match="E274"):
-        load_encoder(tmp_path / "list.pth")
+        load_model(tmp_path / "list.pth")
 
 
 def test_a_missing_path_says_what_may_be_given(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r'E270 .*does not exist\. Give a file, a run folder, or "random"'):
-        load_encoder(tmp_path / "nothing.pth")
+        load_model(tmp_path / "nothing.pth")
     with pytest.raises(InputError, match="E270 .*holds no model.safetensors"):
-        load_encoder(tmp_path)
+        load_model(tmp_path)
 
 
 class Payload:
@@ -294,25 +294,25 @@ def test_f25_a_malicious_pickle_is_never_executed(tmp_path: Path, container: str
         model = {"model": plain_state("layer2"), "epoch": payload}
         torch.save(model, file, _use_new_zipfile_serialization=container == "zip")
     with pytest.raises(InputError, match=r"E27[12] .*evil\.pth"):
-        load_encoder(file)
+        load_model(file)
     assert not canary.exists()
 
 
 def test_color_space_and_masts_last_convolution_survive_the_round_trip(tmp_path: Path) -> None:
     encoder = build_encoder("mast_resnet18_pooled", layer="layer3", color_space="lab", seed=3).eval()
     save_encoder(tmp_path / "mast.safetensors", encoder, {}, half=False)
-    loaded = load_encoder(tmp_path / "mast.safetensors")
-    assert (loaded.encoder.color_space, loaded.meta["color_space"], loaded.meta["output_stride"]) == (
+    loaded = load_model(tmp_path / "mast.safetensors")
+    assert (loaded.encoder.color_space, loaded.meta.color_space, loaded.meta.output_stride) == (
         "lab",
         "lab",
         4,
     )
     image = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(loaded.encoder(image), encoder(image))
-    stage = load_encoder(tmp_path / "mast.safetensors", layer="layer2")
+    stage = load_model(tmp_path / "mast.safetensors", layer="layer2")
     assert stage.encoder(image).shape == (1, 128, 8, 8)
 
 
 def test_a_random_network_of_mast_sees_lab_and_others_rgb() -> None:
-    assert load_encoder("random", arch="mast_resnet18", layer="layer2").encoder.color_space == "lab"
-    assert load_encoder("random", layer="layer2").encoder.color_space == "rgb"
+    assert load_model("random", arch="mast_resnet18", layer="layer2").encoder.color_space == "lab"
+    assert load_model("random", layer="layer2").encoder.color_space == "rgb"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from vosnet.models import (
     MaskSegmenter,
     ProjectionHead,
     build_encoder,
-    load_encoder,
-    load_segmenter,
+    load_model,
     save_encoder,
 )
 
@@ -27,13 +25,6 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 def stored_text(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
         return dict(json.loads(file.metadata()["vosnet"]))
-
-
-def described(loaded: Any) -> dict[str, Any]:
-    """The description of a loaded encoder as JSON values."""
-    meta = loaded.meta
-    values = asdict(meta) if is_dataclass(meta) and not isinstance(meta, type) else dict(meta)
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 FIELDS: list[tuple[str, Any, dict[str, Any]]] = [
@@ -52,8 +43,8 @@ def test_what_the_network_is_comes_back(
 ) -> None:
     encoder = build_encoder(**options)
     save_encoder(tmp_path / "a.safetensors", encoder, {})
-    loaded = load_encoder(tmp_path / "a.safetensors")
-    assert described(loaded)[field] == value == getattr(loaded.encoder, field)
+    loaded = load_model(tmp_path / "a.safetensors")
+    assert loaded.meta.to_json()[field] == value == getattr(loaded.encoder, field)
     assert stored_text(tmp_path / "a.safetensors")[field] == value
 
 
@@ -63,8 +54,8 @@ def test_what_the_network_is_comes_back(
 )
 def test_what_is_said_of_its_use_comes_back(tmp_path: Path, field: str, value: Any) -> None:
     save_encoder(tmp_path / "a.safetensors", build_encoder(layer="layer3"), {field: value})
-    loaded = load_encoder(tmp_path / "a.safetensors")
-    assert described(loaded)[field] == value
+    loaded = load_model(tmp_path / "a.safetensors")
+    assert loaded.meta.to_json()[field] == value
     assert stored_text(tmp_path / "a.safetensors")[field] == value
     assert loaded.encoder.layer == (value if field == "layer" else "layer3")
 
@@ -101,19 +92,19 @@ def test_the_keys_of_a_stored_description_stay(tmp_path: Path) -> None:
 def test_a_description_without_the_usual_fields_means_the_usual_values(tmp_path: Path) -> None:
     tensors = {name: t.contiguous() for name, t in build_encoder(layer="layer3").state_dict().items()}
     save_file(tensors, tmp_path / "a.safetensors", {"vosnet": json.dumps({"layer": "layer3"})})
-    loaded = load_encoder(tmp_path / "a.safetensors")
+    loaded = load_model(tmp_path / "a.safetensors")
     expected = {"arch": "resnet18", "output_stride": 8, "padding": "zeros", "color_space": "rgb", **IMAGENET}
-    values = described(loaded)
+    values = loaded.meta.to_json()
     assert {key: values[key] for key in expected} == expected
     assert values["preset"] is None
 
 
-@pytest.mark.parametrize("text", ["{", "3", '"word"'])
+@pytest.mark.parametrize("text", ["{", "[]", "3", '"word"'])
 def test_a_damaged_description_is_named(tmp_path: Path, text: str) -> None:
     tensors = {name: t.contiguous() for name, t in build_encoder(layer="layer2").state_dict().items()}
     save_file(tensors, tmp_path / "a.safetensors", {"vosnet": text})
     with pytest.raises(ValueError, match=r"E27[34].*a\.safetensors"):
-        load_encoder(tmp_path / "a.safetensors")
+        load_model(tmp_path / "a.safetensors")
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -136,7 +127,7 @@ def test_every_setting_of_the_mask_networks_comes_back(tmp_path: Path, settings:
     stride = settings.get("output_stride", 8)
     encoder = build_encoder(layer="layer2", output_stride=stride)
     save_encoder(tmp_path / "a.safetensors", encoder, {}, segmenter=segmenter, half=False)
-    loaded = load_segmenter(tmp_path / "a.safetensors")
+    loaded = load_model(tmp_path / "a.safetensors").segmenter()
     assert loaded.settings == segmenter.settings
     assert not loaded.training
     images, masks = torch.randn(1, 3, 32, 32), torch.rand(1, 2, 32, 32)
@@ -150,7 +141,7 @@ def test_a_head_beside_the_encoder_is_left_out_unless_asked_for(tmp_path: Path) 
     head = ProjectionHead(128, 8, 4)
     save_encoder(tmp_path / "a.safetensors", build_encoder(layer="layer2"), {}, head=head, half=False)
     plain, with_head = (
-        load_encoder(tmp_path / "a.safetensors", layer=layer).encoder for layer in (None, "head")
+        load_model(tmp_path / "a.safetensors", layer=layer).encoder for layer in (None, "head")
     )
     assert plain.head is None
     assert with_head.head is not None
@@ -161,9 +152,9 @@ def test_a_head_beside_the_encoder_is_left_out_unless_asked_for(tmp_path: Path) 
 def test_a_run_folders_own_model_comes_before_its_checkpoints(tmp_path: Path) -> None:
     for seed, place in enumerate(("", "checkpoints/last", "checkpoints/step_3")):
         save_encoder(tmp_path / place / "model.safetensors", build_encoder(layer="layer2", seed=seed), {})
-    assert load_encoder(tmp_path).source.startswith(str(tmp_path / "model.safetensors"))
+    assert load_model(tmp_path).source.startswith(str(tmp_path / "model.safetensors"))
     (tmp_path / "model.safetensors").unlink()
-    assert "last" in load_encoder(tmp_path).source
+    assert "last" in load_model(tmp_path).source
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
@@ -174,13 +165,13 @@ def test_wrapped_state_dicts_are_found_in_any_container(
     state = build_encoder(layer="layer2", seed=5).state_dict()
     wrapped = {f"{wrapper}{name}": tensor for name, tensor in state.items()}
     torch.save({container: wrapped, "epoch": 3} if container else wrapped, tmp_path / "a.pth")
-    loaded = load_encoder(tmp_path / "a.pth").encoder
+    loaded = load_model(tmp_path / "a.pth").encoder
     assert loaded.layer == "layer2"
     assert all(torch.equal(t, state[name]) for name, t in loaded.state_dict().items())
 
 
 def test_a_bottleneck_network_is_recognized_by_its_tensors(tmp_path: Path) -> None:
     torch.save(build_encoder("resnet50", layer="layer2").state_dict(), tmp_path / "a.pth")
-    loaded = load_encoder(tmp_path / "a.pth")
+    loaded = load_model(tmp_path / "a.pth")
     assert (loaded.encoder.arch, loaded.encoder.layer) == ("resnet50", "layer2")
     assert "(resnet50, layer2)" in loaded.source

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vosnet.errors import InputError
-from vosnet.models import build_encoder, load_encoder, load_segmenter, save_encoder
+from vosnet.models import build_encoder, load_model, save_encoder
 from vosnet.models.mask_encoder import MaskEncoder
 from vosnet.models.segmenter import MaskSegmenter, refinement_rounds, soft_aggregate
 
@@ -147,13 +147,13 @@ def test_a_checkpoint_holds_it_beside_the_encoder(tmp_path: Path, half: bool) ->
     segmenter, encoder = MaskSegmenter(skips=False, **TINY), build_encoder(layer="layer2")
     path = tmp_path / "model.safetensors"
     save_encoder(path, encoder, {}, half=half, segmenter=segmenter)
-    loaded = load_segmenter(path)
+    loaded = load_model(path).segmenter()
     assert loaded.settings == segmenter.settings
     for name, tensor in segmenter.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
     assert not loaded.training
     torch.testing.assert_close(
-        load_encoder(path).encoder.conv1.weight, encoder.conv1.weight, rtol=1e-3, atol=1e-4
+        load_model(path).encoder.conv1.weight, encoder.conv1.weight, rtol=1e-3, atol=1e-4
     )
 
 
@@ -162,5 +162,5 @@ def test_a_checkpoint_that_describes_another_network_is_refused(tmp_path: Path) 
     segmenter.settings["width"] = 8
     save_encoder(tmp_path / "a.safetensors", build_encoder(layer="layer2"), {}, segmenter=segmenter)
     with pytest.raises(InputError) as caught:
-        load_segmenter(tmp_path / "a.safetensors")
+        load_model(tmp_path / "a.safetensors").segmenter()
     assert caught.value.code == "E274"

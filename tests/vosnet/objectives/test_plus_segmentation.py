@@ -12,7 +12,7 @@ from tests.support.masked_clips import masked_clip
 from tests.support.toy_training import losses, toy_recipe, train_toy
 from vosnet import Propagator
 from vosnet.errors import UsageError
-from vosnet.models import build_encoder, load_encoder, load_segmenter
+from vosnet.models import build_encoder, load_model
 from vosnet.objectives import Objective, build_objective
 from vosnet.synthetic import make_clip
 from vosnet.training.journal import read_rows
@@ -28,8 +28,8 @@ def test_a_run_trains_both_and_leaves_a_checkpoint_that_decodes(tmp_path: Path) 
     assert train_toy(tmp_path / "run", *TOY).completed
     rows = read_rows(tmp_path / "run")
     assert {"space_time", "segmentation", "coarse", "iou"} <= set(rows[-1])
-    assert load_segmenter(tmp_path / "run").mask_dim == 4
-    assert load_encoder(tmp_path / "run").encoder.stage == "layer2"
+    assert load_model(tmp_path / "run").segmenter().mask_dim == 4
+    assert load_model(tmp_path / "run").encoder.stage == "layer2"
     propagator = Propagator.from_checkpoint(tmp_path / "run", device="cpu", num_recent=2)
     clip = make_clip(1, num_frames=2, size=(48, 64))
     masks = [result.mask for result in propagator.propagate(clip.frames, {0: clip.masks[0]})]

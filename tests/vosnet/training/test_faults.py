@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.support.toy_training import losses, train_toy
 from vosnet import files
 from vosnet.errors import DivergedError, InputError, OutOfMemoryError, StorageError
-from vosnet.models import load_encoder
+from vosnet.models import load_model
 from vosnet.training import disk_space
 from vosnet.training.checkpoint import CheckpointFolder, load_checkpoint
 from vosnet.training.guard import DivergenceGuard
@@ -52,7 +52,7 @@ def test_f32_a_step_that_is_not_finite_is_skipped_and_leaves_nothing_behind(
     rows = read_rows(tmp_path / "run")
     assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 1]
     assert [row["loss"] is None for row in rows] == [False, True, False, False]
-    assert all(torch.isfinite(t).all() for t in load_encoder(tmp_path / "run").encoder.state_dict().values())
+    assert all(torch.isfinite(t).all() for t in load_model(tmp_path / "run").encoder.state_dict().values())
 
 
 def test_f32_after_ten_in_a_row_the_run_stops_and_keeps_the_last_good_checkpoint(
@@ -67,7 +67,7 @@ def test_f32_after_ten_in_a_row_the_run_stops_and_keeps_the_last_good_checkpoint
     assert report["step"] == 13
     assert report["loss"] == "nan"
     assert len(report["videos"]) == 2
-    assert all(torch.isfinite(t).all() for t in load_encoder(out).encoder.state_dict().values())
+    assert all(torch.isfinite(t).all() for t in load_model(out).encoder.state_dict().values())
 
 
 def test_f32_many_scattered_bad_steps_end_the_run_too() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.toy_training import losses, toy_recipe, train_toy
 from vosnet.errors import InputError, StorageError, UsageError
-from vosnet.models import load_encoder
+from vosnet.models import load_model
 from vosnet.propagation import Propagator
 from vosnet.recipe import load_recipe
 from vosnet.training.journal import forget_rows_after, read_rows
@@ -53,11 +53,11 @@ def test_metrics_have_the_documented_keys_at_every_step(finished: Path) -> None:
 
 
 def test_the_run_folder_is_a_checkpoint(finished: Path) -> None:
-    loaded = load_encoder(finished)
-    assert loaded.meta["layer"] == "layer2"
-    assert loaded.meta["step"] == 6
-    assert loaded.meta["recipe"] == "toy"
-    assert loaded.meta["preset"] == "crw"
+    loaded = load_model(finished)
+    assert loaded.meta.layer == "layer2"
+    assert loaded.meta.extra["step"] == 6
+    assert loaded.meta.extra["recipe"] == "toy"
+    assert loaded.meta.preset == "crw"
     assert Propagator.from_checkpoint(finished, device="cpu").protocol.up_align_corners is False
     assert Propagator.from_checkpoint(finished, "dul", "cpu").protocol.up_align_corners is True
 
@@ -65,10 +65,10 @@ def test_the_run_folder_is_a_checkpoint(finished: Path) -> None:
 def test_the_checkpoint_says_which_layer_to_read_at_test_time(tmp_path: Path) -> None:
     sections = ["encoder={layer: layer3, test_layer: layer2}", "schedule={steps: 1}"]
     train_toy(tmp_path / "run", *sections)
-    loaded = load_encoder(tmp_path / "run")
-    assert loaded.meta["layer"] == "layer2"
+    loaded = load_model(tmp_path / "run")
+    assert loaded.meta.layer == "layer2"
     assert loaded.encoder.feature_dim == 128
-    assert load_encoder(tmp_path / "run", layer="layer3").encoder.feature_dim == 256
+    assert load_model(tmp_path / "run", layer="layer3").encoder.feature_dim == 256
     with pytest.raises(UsageError, match="test_layer layer4 lies behind layer layer3"):
         toy_recipe("encoder={layer: layer3, test_layer: layer4}")
 
