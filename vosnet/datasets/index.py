@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vosnet.datasets.layouts import Located, is_image
+from vosnet.datasets.layouts import Located
 from vosnet.errors import InputError, StorageError, VosnetError
 from vosnet.files import sha256, write_json
 from vosnet.video import open_video
+from vosnet.video.listing import is_image
 
 INDEX_VERSION = 1
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vosnet.errors import InputError
 from vosnet.files import expand, natural_key
+from vosnet.video.listing import is_image, is_video, walk_files
 
 Layout = Literal["folder", "stills", "davis", "ytvos", "oxuva", "trackingnet", "kinetics"]
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"}
 EXPECTED = {
     "folder": "video files or folders of frames, nested as you like",
     "stills": "image files, nested as you like",
@@ -91,11 +90,6 @@ def listed_names(listing: str | Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def is_image(path: Path) -> bool:
-    """Whether the name is that of a picture and not of a system's leftovers."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
 def _named(root: Path, names: str) -> list[Path]:
     paths = [root / name for name in listed_names(names)]
     missing = [path for path in paths if not path.exists()]
@@ -105,26 +99,15 @@ def _named(root: Path, names: str) -> list[Path]:
     return paths
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below `folder`, without hidden and system folders."""
-    for path in folder.iterdir():
-        if path.name.startswith(".") or path.name == "__MACOSX":
-            continue
-        if path.is_dir():
-            yield from _walk(path)
-        else:
-            yield path
-
-
 def _any_video(root: Path, split: str | None) -> list[Path]:
-    files = list(_walk(root))
-    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    files = list(walk_files(root, follow_links=True))
+    videos = list(filter(is_video, files))
     frame_folders = {path.parent for path in files if is_image(path)} - {root}
     return videos + list(frame_folders)
 
 
 def _stills(root: Path, split: str | None) -> list[Path]:
-    return [path for path in _walk(root) if is_image(path)]
+    return list(filter(is_image, walk_files(root, follow_links=True)))
 
 
 def _davis(root: Path, split: str | None) -> list[Path]:
@@ -161,7 +144,7 @@ def _trackingnet(root: Path, split: str | None) -> list[Path]:
 
 def _kinetics(root: Path, split: str | None) -> list[Path]:
     base = root / (split or "train")
-    return [p for p in _walk(base if base.is_dir() else root) if p.suffix.lower() in VIDEO_SUFFIXES]
+    return list(filter(is_video, walk_files(base if base.is_dir() else root, follow_links=True)))
 
 
 _FINDERS: dict[str, Callable[[Path, str | None], list[Path]]] = {

@@ -8,9 +8,9 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from pathlib import Path
 
-from vosnet.datasets.layouts import is_image
 from vosnet.errors import InputError, UsageError
 from vosnet.files import expand, inside, natural_key
+from vosnet.video.listing import is_image
 
 _RESOLUTIONS = ("480p", "Full-Resolution", "")
 

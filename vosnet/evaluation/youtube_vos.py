@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vosnet.datasets.layouts import is_image
 from vosnet.errors import InputError, UsageError
 from vosnet.files import expand, inside, natural_key
+from vosnet.video.listing import is_image
 
 
 @dataclass(frozen=True)

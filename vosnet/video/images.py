@@ -12,15 +12,9 @@ import numpy as np
 from vosnet.errors import InputError
 from vosnet.files import natural_key
 from vosnet.video.info import Frame, VideoInfo
+from vosnet.video.listing import is_image, is_junk
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-_JUNK = {"thumbs.db", "desktop.ini", "__macosx", ".ds_store"}
 _EXIF_ORIENTATION = 0x0112
-
-
-def is_junk(name: str) -> bool:
-    """Whether file systems and archivers leave files or folders of this name behind."""
-    return name.startswith(".") or name.lower() in _JUNK
 
 
 class ImageDecoder:
@@ -60,7 +54,7 @@ def probe_images(path: Path, fps: float) -> tuple[VideoInfo, list[Path]]:
     ignored = 0
     if path.is_dir():
         entries = list(path.iterdir())
-        frames = [p for p in entries if _is_frame(p)]
+        frames = [p for p in entries if is_image(p) and p.is_file()]
         ignored = len(entries) - len(frames)
         if not frames:
             raise _no_frames(path, entries)
@@ -84,10 +78,6 @@ def probe_images(path: Path, fps: float) -> tuple[VideoInfo, list[Path]]:
         warnings=tuple(warnings),
     )
     return info, frames
-
-
-def _is_frame(path: Path) -> bool:
-    return not is_junk(path.name) and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _no_frames(path: Path, entries: list[Path]) -> InputError:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from vosnet.errors import InputError, UsageError, VosnetError
 from vosnet.files import expand
 from vosnet.video import handles
+from vosnet.video.choice import Decoder, DecoderChoice, DecodingPlan, Options, plan_decoding
 from vosnet.video.decord_decoder import first_line
 from vosnet.video.info import Frame
-from vosnet.video.source import Decoder, Options, Source, Wanted, open_source
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class VideoReader:
         image_fps: float = DEFAULT_IMAGE_FPS,
         threads: int = 0,
         decode_timeout_s: float | None = None,
-        decoder: Wanted = "auto",
+        decoder: DecoderChoice = "auto",
     ) -> None:
         if on_bad_frame not in {"hold", "stop"}:
             raise UsageError("E110", f"on_bad_frame must be hold or stop, got {on_bad_frame!r}")
@@ -83,15 +83,15 @@ class VideoReader:
         self._warn = WarningLog()
         self._reset()
         options = Options(image_fps, threads, decode_timeout_s, decoder)
-        source, opened = open_source(self.path, options, self._warn)
-        self._use(source)
+        plan, opened = plan_decoding(self.path, options, self._warn)
+        self._use(plan)
         if opened is not None:
             self._keep(opened)
         for warning in self.info.warnings:
             self._warn(warning)
 
-    def _use(self, source: Source) -> None:
-        self._source, self.info = source, source.info
+    def _use(self, plan: DecodingPlan) -> None:
+        self._plan, self.info = plan, plan.info
         _log.info("%s: decoded by %s (%s)", self.path.name, self.decoder, self.reason)
 
     def __len__(self) -> int:
@@ -238,7 +238,7 @@ class VideoReader:
 
     def _open(self) -> Decoder:
         if self._decoder is None:
-            self._keep(self._source.open(self._warn))
+            self._keep(self._plan.open(self._warn))
         assert self._decoder is not None
         return self._decoder
 
@@ -269,7 +269,7 @@ class VideoReader:
             if self.decoder != "decord" or isinstance(error, VosnetError):
                 raise
             # decord gives up at the first damaged packet; PyAV reads what is left.
-            self._use(self._source.by_pyav(f"decord failed at frame {index}: {first_line(error)}"))
+            self._use(self._plan.by_pyav(f"decord failed at frame {index}: {first_line(error)}"))
             frame = self._open().frame(index)
         if frame is None:
             self._bad.add(index)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.frame_folders import write_frames
+from tests.support.streams import stream_of
 from vosnet.datasets.layouts import EXPECTED, Layout, find_videos
+from vosnet.datasets.source import VideoSource
 from vosnet.errors import InputError
+from vosnet.video import list_videos, open_video
+from vosnet.video.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 TREES: dict[Layout, tuple[list[str], list[str]]] = {
     # files that exist -> names that are found
@@ -94,3 +101,39 @@ def test_a_missing_or_empty_data_set_says_what_was_expected(layout: Layout, tmp_
     assert EXPECTED[layout] in missing.value.hint
     with pytest.raises(InputError):
         find_videos(layout, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_whatever_counts_as_a_picture_can_be_indexed_trained_on_and_propagated(
+    suffix: str, tmp_path: Path
+) -> None:
+    clip, stills = tmp_path / "clips" / "a", tmp_path / "stills"
+    for folder in (clip, stills):
+        folder.mkdir(parents=True)
+    for t in range(4):
+        noise = np.random.default_rng(t).integers(0, 255, (24, 32, 3), np.uint8)
+        Image.fromarray(noise).save(clip / f"{t:05d}{suffix}")
+    shutil.copy(clip / f"00000{suffix}", stills)
+    assert stream_of(clip.parent).batch(0).names == ("a", "a")
+    moved = stream_of("", sources=[VideoSource(layout="stills", root=str(stills))]).batch(0)
+    assert moved.names == (f"00000{suffix}",) * 2
+    with open_video(clip) as reader:
+        assert len(reader) == 4
+
+
+@pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES))
+def test_whatever_counts_as_a_video_is_found_for_training_and_for_propagation(
+    suffix: str, tmp_path: Path
+) -> None:
+    touch(tmp_path, [f"a{suffix}", f"b{suffix.upper()}", f".c{suffix}", f"__MACOSX/d{suffix}", "e.txt"])
+    expected = [f"a{suffix}", f"b{suffix.upper()}"]
+    assert [item.name for item in find_videos("folder", tmp_path)] == expected
+    assert [item.name for item in find_videos("kinetics", tmp_path)] == expected
+    assert [path.name for path in list_videos(tmp_path)] == expected
+
+
+def test_linked_folders_of_a_data_set_are_followed(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", ["a.mp4"])
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert [item.name for item in find_videos("folder", tmp_path / "root")] == ["linked/a.mp4"]

@@ -9,13 +9,14 @@ from typing import Literal, Protocol
 
 from vosnet.errors import InputError
 from vosnet.video.decord_decoder import DecordDecoder, open_decord
-from vosnet.video.images import IMAGE_SUFFIXES, ImageDecoder, probe_images
+from vosnet.video.images import ImageDecoder, probe_images
 from vosnet.video.info import Frame, PacketIndex, VideoInfo
 from vosnet.video.isolated import WorkerDecoder
+from vosnet.video.listing import IMAGE_SUFFIXES
 from vosnet.video.probe import probe_video
 from vosnet.video.pyav_decoder import PyavDecoder
 
-Wanted = Literal["auto", "decord", "pyav"]
+DecoderChoice = Literal["auto", "decord", "pyav"]
 
 
 class Decoder(Protocol):
@@ -35,11 +36,11 @@ class Options:
     image_fps: float
     threads: int
     decode_timeout_s: float | None
-    decoder: Wanted
+    decoder: DecoderChoice
 
 
 @dataclass(frozen=True)
-class Source:
+class DecodingPlan:
     """A clip whose frames are known and can be opened in any process.
 
     Args:
@@ -68,12 +69,14 @@ class Source:
             self.path, self.index, self.info.size, self.info.rotation, self.options.threads, warn
         )
 
-    def by_pyav(self, reason: str) -> Source:
+    def by_pyav(self, reason: str) -> DecodingPlan:
         """The same clip, decoded by PyAV from now on."""
         return replace(self, info=replace(self.info, decoder="pyav", reason=reason))
 
 
-def open_source(path: Path, options: Options, warn: Callable[[str], None]) -> tuple[Source, Decoder | None]:
+def plan_decoding(
+    path: Path, options: Options, warn: Callable[[str], None]
+) -> tuple[DecodingPlan, Decoder | None]:
     """Look at a clip and choose its decoder; where the choice needed to open one, it is returned as well.
 
     Raises:
@@ -81,21 +84,21 @@ def open_source(path: Path, options: Options, warn: Callable[[str], None]) -> tu
     """
     if options.decode_timeout_s is not None:
         worker = open_worker(path, options, warn)
-        return Source(path, options, worker.info), worker
+        return DecodingPlan(path, options, worker.info), worker
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         info, images = probe_images(path, options.image_fps)
-        return Source(path, options, info, images=tuple(images)), None
+        return DecodingPlan(path, options, info, images=tuple(images)), None
     probe = probe_video(path)
-    source = Source(path, options, probe.info, probe.index)
+    plan = DecodingPlan(path, options, probe.info, probe.index)
     if options.decoder == "pyav":
-        return source.by_pyav("asked for"), None
+        return plan.by_pyav("asked for"), None
     opened = open_decord(path, probe, options.threads)
     if isinstance(opened, DecordDecoder):
         reason = f"constant frame rate {probe.info.codec}, time stamps agree with PyAV"
-        return replace(source, info=replace(probe.info, decoder="decord", reason=reason)), opened
+        return replace(plan, info=replace(probe.info, decoder="decord", reason=reason)), opened
     if options.decoder == "decord":
         raise InputError("E218", f"{path} cannot be decoded by decord: {opened}", "Let the reader choose.")
-    return source.by_pyav(opened), None
+    return plan.by_pyav(opened), None
 
 
 def open_worker(path: Path, options: Options, warn: Callable[[str], None]) -> WorkerDecoder:
