@@ -44,12 +44,6 @@ PATHS = (  # the fastest first
     InstructionPath("AVX2", frozenset({"avx2", "fma", "f16c"}), _AVX2),
 )
 
-EMULATED_AMX = InstructionPath(  # for tests: the AMX path with its tile instructions done by loops
-    "emulated AMX bf16",
-    frozenset(_AVX512_CPU | {"avx512_bf16"}),
-    (*_BF16, "-DVOSNET_AMX", "-DVOSNET_EMULATE_TILES"),
-)
-
 
 def can_use_native() -> str | None:
     """Why no native kernel can serve on this machine, or None. Says nothing about the compiler."""

@@ -50,11 +50,5 @@ def test_every_implementation_agrees_with_the_authors(step: int, run: Run) -> No
 
 def test_the_gpu_kernels_agree_with_the_authors(interpreter: Interpreter) -> None:
     tensors, settings, readout = golden_step(1)  # the smallest
-    got = interpreter.call(
-        "vosnet_kernels.knn_propagate.launch_triton",
-        "knn_propagate_triton",
-        *tensors,
-        **settings,
-        queries_per_program=128,
-    )
+    got = interpreter.call("tests.kernels.knn_propagate.interpreted", "propagate", *tensors, **settings)
     torch.testing.assert_close(got, readout, rtol=0, atol=1e-5)

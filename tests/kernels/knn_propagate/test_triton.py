@@ -8,12 +8,17 @@ from tests.kernels.knn_propagate.cases import Inputs, Settings, inputs, referenc
 from tests.support.accuracy import assert_as_accurate_as
 from tests.support.interpreter import Interpreter
 
+WORKER = "tests.kernels.knn_propagate.interpreted"
 CASES = [
     # 9 x 18 cells: two tiles each way, the second ones ragged.
     pytest.param((1, 2, 16, 9, 18, 2), {"k": 5, "radius": 3, "global_frames": 1}, torch.float32, id="global"),
     pytest.param((1, 2, 72, 9, 18, 3), {"k": 5, "radius": 3, "shape": "disc"}, torch.float32, id="disc"),
     pytest.param((1, 2, 64, 9, 18, 2), {"k": 4, "radius": 2}, torch.bfloat16, id="bfloat16"),
     pytest.param((1, 2, 100, 3, 18, 2), {"k": 4, "radius": 2}, torch.float16, id="channels-in-steps"),
+    pytest.param((2, 2, 8, 9, 5, 3), {"k": 5, "radius": 3, "global_frames": 1}, torch.float32, id="batch"),
+    pytest.param(
+        (3, 2, 16, 3, 5, 2), {"k": 4, "radius": 2, "shape": "disc"}, torch.bfloat16, id="batch-disc"
+    ),
     pytest.param((2, 1, 5, 4, 7, 1), {"k": 32, "radius": 1}, torch.float32, id="fewer-candidates-than-k"),
     pytest.param((1, 3, 4, 3, 5, 32), {"k": 1, "radius": 9}, torch.float64, id="nearest-of-a-narrow-frame"),
     pytest.param((1, 64, 8, 2, 17, 2), {"k": 3, "radius": 1}, torch.float16, id="many-frames"),
@@ -21,13 +26,8 @@ CASES = [
 
 
 def interpreted(interpreter: Interpreter, tensors: Inputs, settings: Settings) -> Tensor:
-    readout: Tensor = interpreter.call(
-        "vosnet_kernels.knn_propagate.launch_triton",
-        "knn_propagate_triton",
-        *tensors,
-        **{"shape": "square", "global_frames": 0, "temperature": 0.07, **settings},
-        queries_per_program=128,
-    )
+    settings = {"temperature": 0.07, **settings}
+    readout: Tensor = interpreter.call(WORKER, "propagate", *tensors, **settings)
     return readout
 
 
@@ -58,3 +58,12 @@ def test_f41_strides_do_not_matter(interpreter: Interpreter) -> None:
     settings: Settings = {"k": 4, "radius": 2}
     got = interpreted(interpreter, strided, settings)
     torch.testing.assert_close(got.mT, interpreted(interpreter, (query, memory, value), settings))
+
+
+def test_a_smaller_workspace_gives_the_same_readout(interpreter: Interpreter) -> None:
+    tensors = inputs((2, 2, 8, 17, 5, 2))  # three tiles
+    settings: Settings = {"k": 3, "radius": 2, "global_frames": 1}
+    whole = interpreted(interpreter, tensors, settings)
+    for limit_bytes in (1, 30_000):  # a tile at a time, and two
+        part = interpreted(interpreter, tensors, {**settings, "limit_bytes": limit_bytes})
+        assert torch.equal(part, whole)

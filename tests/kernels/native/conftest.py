@@ -9,9 +9,17 @@ import pytest
 from vosnet_kernels.knn_propagate import native
 from vosnet_kernels.knn_propagate.native import Kernel
 from vosnet_kernels.native.build import CACHE_VARIABLE, find_compiler
-from vosnet_kernels.native.capability import EMULATED_AMX, PATHS, InstructionPath, can_run, can_use_native
+from vosnet_kernels.native.capability import PATHS, InstructionPath, can_run, can_use_native
 
 Loader = Callable[[InstructionPath], Kernel]
+AMX, HALF, _, AVX2 = PATHS
+
+
+def by_loops(path: InstructionPath) -> InstructionPath:
+    """`path` compiled for AVX2, with plain loops in the place of the instructions that AVX2 lacks."""
+    loops = ("-include", str(Path(__file__).with_name("instructions_by_loops.h")))
+    code = tuple(flag for flag in path.compiler_flags if flag.startswith("-D"))
+    return InstructionPath(f"{path.name} by loops", AVX2.cpu_flags, (*AVX2.compiler_flags, *loops, *code))
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +48,16 @@ def load_kernel(tmp_path_factory: pytest.TempPathFactory) -> Loader:
     return load
 
 
-@pytest.fixture(params=[*PATHS, EMULATED_AMX], ids=lambda path: path.name.replace(" ", "-"))
+@pytest.fixture(
+    params=[*PATHS, by_loops(HALF), by_loops(AMX)],
+    ids=lambda path: path.name.replace(" ", "-"),
+    scope="session",
+)
 def kernel(request: pytest.FixtureRequest, load_kernel: Loader) -> Kernel:
-    """The kernel of each instruction path."""
+    """The kernel of each instruction path, those of half precision also where the processor lacks them."""
+    real = next((path for path in PATHS if request.param.name == f"{path.name} by loops"), None)
+    if real is not None and can_run(real) is None:
+        pytest.skip(f"the processor runs {real.name} itself")
     return load_kernel(request.param)
 
 

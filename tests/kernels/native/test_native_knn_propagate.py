@@ -149,6 +149,23 @@ def test_neighbours_closer_than_half_precision_are_told_apart(kernel: Kernel) ->
     assert_as_accurate_as(found[0], baseline, exact)
 
 
+@pytest.mark.parametrize("rounded", ["key", "query"])
+def test_the_best_cell_is_found_where_half_precision_ranks_it_last(kernel: Kernel, rounded: str) -> None:
+    # between 1 and 2 bfloat16 has steps of 1 / 128: 1.0038 is rounded down to 1, 1.0040 up to 1.0078
+    down, up = torch.full((32,), 1.0038), torch.full((32,), 1.0040)
+    if rounded == "key":  # the best: 64 * 1.0038, others: 64 * 1.0020; rounded: 64 and 64 * 1.0039
+        query, best, other = torch.ones(64), torch.cat([down, down]), torch.cat([torch.ones(32), up])
+    else:  # the best: 32 * 1.0038, others: 32 * 1.0001; rounded: 32 and 32 * 1.0039
+        query, best = torch.cat([down, up]), torch.cat([torch.ones(32), torch.zeros(32)])
+        other = torch.cat([torch.zeros(32), torch.full((32,), 255 / 256)])
+    memory = other.view(1, 1, 64, 1, 1).repeat(1, 3, 1, 9, 9)
+    memory[0, 0, :, 4, 4] = best
+    value = torch.zeros(1, 3, 1, 9, 9)
+    value[0, 0, 0, 4, 4] = 1
+    tensors = query.view(1, 64, 1, 1).expand(1, 64, 9, 9), memory, value
+    assert torch.equal(search(kernel, tensors, k=1, temperature=1.0, radius=9), torch.ones(1, 1, 9, 9))
+
+
 def test_dropping_hopeless_patches_early_changes_nothing(kernel: Kernel) -> None:
     shape = (1, 4, 256, 16, 24, 3)
     query, memory, value = inputs(shape)

@@ -22,7 +22,16 @@ CASES = [
     pytest.param((1, 2, 40, 5, 9, 3), {"radius": 3}, torch.float32, id="ragged-tiles-and-channels"),
     pytest.param((2, 2, 16, 6, 13, 20), {"radius": 0, "outside": "zero"}, torch.float32, id="own-cell-only"),
     pytest.param((1, 1, 16, 3, 5, 1), {"radius": 24, "outside": "zero"}, torch.float32, id="wide-window"),
+    pytest.param((2, 1, 4, 2, 41, 2), {"radius": 13}, torch.float32, id="batch-and-blocks-side-by-side"),
+    pytest.param((1, 1, 4, 19, 2, 2), {"radius": 3}, torch.float32, id="one-row-in-the-last-block"),
+    pytest.param(
+        (1, 1, 4, 2, 33, 2),
+        {"radius": 17, "outside": "zero"},
+        torch.float32,
+        id="one-column-in-the-last-block",
+    ),
     pytest.param((1, 2, 48, 9, 10, 3), {"radius": 5}, torch.bfloat16, id="bfloat16"),
+    pytest.param((2, 1, 8, 2, 43, 2), {"radius": 14}, torch.bfloat16, id="bfloat16-blocks-side-by-side"),
     pytest.param((1, 1, 32, 8, 9, 2), {"radius": 2, "outside": "zero"}, torch.float16, id="float16"),
     pytest.param((1, 1, 600, 3, 4, 2), {"radius": 1}, torch.bfloat16, id="channels-in-chunks"),
 ]

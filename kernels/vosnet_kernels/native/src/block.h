@@ -24,24 +24,24 @@ constexpr bool kQueryRowMajor = true;
 #define SUM_TILE_BEGIN(p)                                  \
   if (n > p) {                                             \
     if (first == 0) {                                      \
-      TILE_ZERO(p);                                        \
+      _tile_zero(p);                                        \
     } else {                                               \
-      TILE_LOAD(p, scores[p], 64);                         \
+      _tile_loadd(p, scores[p], 64);                         \
     }                                                      \
   }
 #define SUM_TILE_ADD(p)                                    \
   if (n > p) {                                             \
-    TILE_LOAD(5, keys[p] + step * kStepBytes, kStepBytes); \
-    TILE_MULTIPLY(p, 4, 5);                                \
+    _tile_loadd(5, keys[p] + step * kStepBytes, kStepBytes); \
+    _tile_dpbf16ps(p, 4, 5);                                \
   }
 #define SUM_TILE_END(p) \
-  if (n > p) TILE_STORE(p, scores[p], 64);
+  if (n > p) _tile_stored(p, scores[p], 64);
 
 inline void advance(const char* queries, int num_steps, const char* const* keys, int n, int first, int last,
                     float* const* scores) {
   SUM_TILE_BEGIN(0) SUM_TILE_BEGIN(1) SUM_TILE_BEGIN(2) SUM_TILE_BEGIN(3)
   for (long step = first; step < last; step += 16) {
-    TILE_LOAD(4, queries + step * 4, num_steps * 4);
+    _tile_loadd(4, queries + step * 4, num_steps * 4);
     SUM_TILE_ADD(0) SUM_TILE_ADD(1) SUM_TILE_ADD(2) SUM_TILE_ADD(3)
   }
   SUM_TILE_END(0) SUM_TILE_END(1) SUM_TILE_END(2) SUM_TILE_END(3)
