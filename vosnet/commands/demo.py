@@ -78,10 +78,10 @@ def _write_clip(out: Path, seed: int, num_frames: int) -> list[NDArray[np.uint8]
 
 
 def _score(folder: Path, true: list[NDArray[np.uint8]]) -> dict[str, float]:
-    from vosnet.masks import read_mask
-    from vosnet.metrics import evaluate_sequence, object_statistics, summarize
+    from vosnet.evaluation.results import Truth, score_folder
+    from vosnet.evaluation.tables import collect
 
-    predicted = (read_mask(path).ids for path in sorted((folder / "masks").glob("*.png")))
-    objects = {str(i): object_statistics(scores) for i, scores in evaluate_sequence(predicted, true).items()}
-    overall = summarize(objects)
-    return {"J&F": overall["JF_mean"], "J": overall["J_mean"], "F": overall["F_mean"]}
+    stems = tuple(f"{t:05d}" for t in range(len(true)))  # as the frames of a video are named
+    truth = Truth("clip", stems, tuple(true), frozenset(stems))
+    means = collect([score_folder(truth, folder / "masks")]).sequence_means("clip")
+    return {"J&F": means["JF_mean"], "J": means["J_mean"], "F": means["F_mean"]}

@@ -9,23 +9,23 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vosnet.commands.cli import make_parser, parse_assignments
 from vosnet.errors import PartialFailureError, UsageError
-from vosnet.evaluation.spread import Ranks, default_workers, joined_ranks, map_processes
+from vosnet.evaluation.spread import share
 from vosnet.files import expand, write_json
 from vosnet.progress import Progress, ProgressMode
 
 if TYPE_CHECKING:
+    from vosnet.adaptation.settings import AdaptationSettings
     from vosnet.evaluation.benchmark import Benchmark
     from vosnet.evaluation.results import SequenceResult
-    from vosnet.evaluation.tables import Evaluation
-    from vosnet.export.adapted import BenchmarkAdapter
     from vosnet.export.folder import ResultFolder
     from vosnet.propagation import Propagator
+    from vosnet.runtime import Ranks
 
 _EXAMPLES = [
     "--root DAVIS --split 2017/val --results results/osvos --json osvos.json",
@@ -34,6 +34,7 @@ _EXAMPLES = [
     "--dataset ytvos --root YT --split valid --results out --submission a.zip",
     "--root DAVIS --split 2017/val --results masks --adapt --out adapted",
 ]
+_PATIENCE_S = 2 * 86400.0  # ranks wait for the slowest; torchrun itself stops all when one dies
 _DESCRIPTION = """\
 Region similarity J and boundary accuracy F by the rules of davis2017-evaluation, or YouTube-VOS'
 mean over seen and unseen categories. A checkpoint is first run on every sequence; under torchrun
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.compare and all(expand(path).is_file() for path in options.compare):
         return _compare_files(options)
     benchmark = _open_benchmark(options)
-    with joined_ranks() as ranks, contextlib.ExitStack() as stack:
+    from vosnet.runtime import joined_ranks
+
+    with joined_ranks("gloo", _PATIENCE_S) as ranks, contextlib.ExitStack() as stack:
         if options.checkpoint is not None or options.adapt:
             results = _propagate(options, benchmark, ranks, stack)
         else:
@@ -162,38 +165,60 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _open_benchmark(options: argparse.Namespace) -> Benchmark:
-    from vosnet.evaluation.benchmark import DavisBenchmark, YouTubeVosBenchmark
+    from vosnet.evaluation.benchmark import open_benchmark
 
-    if options.dataset == "ytvos":
-        return YouTubeVosBenchmark(options.root, options.split, options.train_meta)
-    return DavisBenchmark(options.root, options.split, options.annotations)
+    return open_benchmark(
+        options.dataset,
+        options.root,
+        options.split,
+        annotations=options.annotations,
+        train_meta=options.train_meta,
+    )
 
 
 def _propagate(
     options: argparse.Namespace, benchmark: Benchmark, ranks: Ranks, stack: contextlib.ExitStack
 ) -> Path:
     """Run the checkpoint on every sequence, or adapt the masks of --results; the folder with the masks."""
+    from functools import partial
+
     from vosnet import Propagator
-    from vosnet.evaluation.propagate import propagate_benchmark
+    from vosnet.adaptation.settings import make_settings
+    from vosnet.evaluation.adapted import BenchmarkAdapter
+    from vosnet.evaluation.evaluator import complete_results, write_sequence
 
     mode: ProgressMode = options.progress if ranks.is_main else "quiet"
-    adapter = _adapter(options, mode) if options.adapt else None
+    settings = make_settings(**parse_assignments(options.adapt_set)) if options.adapt else None
     propagator = None
     if options.checkpoint is not None:
         propagator = Propagator.from_checkpoint(
             options.checkpoint,
             preset=options.preset,
-            device=_device(options.device),
+            device=options.device,
             **{"empty_objects": "lose", **parse_assignments(options.set)},  # a benchmark counts it as missed
         )
         if ranks.is_main:
             _say(options, f"encoder: {propagator.source}")
-    folder = _result_folder(options, benchmark, propagator, adapter, ranks, stack)
-    mine = ranks.share(benchmark.names, lambda name: len(benchmark.frames(name)))
+    folder = _result_folder(options, benchmark, propagator, settings, ranks, stack)
+    mine = share(benchmark.names, lambda name: len(benchmark.frames(name)), ranks)
     label = "propagate" if ranks.size == 1 else f"propagate, process {ranks.rank} of {ranks.size}"
     total = sum(len(benchmark.frames(name)) for name in mine)
-    with Progress(total, label, mode="quiet" if adapter else mode) as progress:  # adapting shows its own
-        failures = propagate_benchmark(propagator, benchmark, mine, folder, progress, adapter)
+    with Progress(total, label, mode="quiet" if settings else mode) as progress:  # adapting shows its own
+        write: Callable[[str], None]
+        if settings is not None:
+            adapter = BenchmarkAdapter(
+                settings,
+                propagator or options.results,
+                options.device,
+                mode,
+                say=lambda text: _say(options, text),
+                curve_every=options.adapt_curve,
+            )
+            write = partial(adapter.write, benchmark, folder=folder)
+        else:
+            assert propagator is not None
+            write = partial(write_sequence, propagator, benchmark, folder=folder, progress=progress)
+        failures = complete_results(benchmark, mine, folder, write, progress)
     everywhere = {name: why for part in ranks.gather(failures) for name, why in part.items()}
     if everywhere:
         listed = "\n".join(f"  {name}: {why}" for name, why in everywhere.items())
@@ -204,25 +229,11 @@ def _propagate(
     return folder.root
 
 
-def _adapter(options: argparse.Namespace, mode: ProgressMode) -> BenchmarkAdapter:
-    from vosnet.adaptation.settings import make_settings
-    from vosnet.export.adapted import BenchmarkAdapter
-
-    return BenchmarkAdapter(
-        make_settings(**parse_assignments(options.adapt_set)),
-        _device(options.device),
-        mode,
-        say=lambda text: _say(options, text),
-        start_from=options.results,
-        curve_every=options.adapt_curve,
-    )
-
-
 def _result_folder(
     options: argparse.Namespace,
     benchmark: Benchmark,
     propagator: Propagator | None,
-    adapter: BenchmarkAdapter | None,
+    adaptation: AdaptationSettings | None,
     ranks: Ranks,
     stack: contextlib.ExitStack,
 ) -> ResultFolder:
@@ -238,8 +249,8 @@ def _result_folder(
     if propagator is not None:
         settings["encoder"] = propagator.source
         settings["protocol"] = {key: str(value) for key, value in vars(propagator.protocol).items()}
-    if adapter is not None:
-        settings["adaptation"] = dataclasses.asdict(adapter.settings)
+    if adaptation is not None:
+        settings["adaptation"] = dataclasses.asdict(adaptation)
         settings["adapted from"] = str(options.results.resolve()) if options.results else None
     existing: Literal["refuse", "resume", "overwrite"]
     existing = "overwrite" if options.overwrite else "resume" if options.resume else "refuse"
@@ -260,30 +271,26 @@ def _report_names(benchmark: Benchmark) -> list[str]:
 
 
 def _score(options: argparse.Namespace, benchmark: Benchmark, results: Path) -> list[SequenceResult]:
-    from vosnet.evaluation.results import score_sequence
+    from vosnet.evaluation.evaluator import score_results
 
-    tasks = [benchmark.task(name, results, allow_missing=options.allow_missing) for name in benchmark.names]
-    workers = options.workers or default_workers(len(tasks))
-    with Progress(len(tasks), "score", unit="sequence", mode=options.progress) as progress:
-        return map_processes(score_sequence, tasks, workers=workers, progress=progress)
-
-
-def _evaluate(benchmark: Benchmark, scored: Sequence[SequenceResult]) -> Evaluation:
-    from vosnet.evaluation.tables import collect
-
-    keys = [f"{result.name}_{index}" for result in scored for index in result.scores]
-    complete = not any(result.problems for result in scored)
-    return collect(scored, benchmark.seen(keys) if complete else None)
+    return score_results(
+        benchmark,
+        results,
+        allow_missing=options.allow_missing,
+        workers=options.workers,
+        progress=options.progress,
+    )
 
 
 def _report(
     options: argparse.Namespace, benchmark: Benchmark, results: Path, scored: Sequence[SequenceResult]
 ) -> None:
     """Table, JSON, CSV, picture: those asked for, and all of them in --out."""
+    from vosnet.evaluation.evaluator import summarize_benchmark
     from vosnet.evaluation.tables import as_json, table, write_csv, write_evaluation
     from vosnet.evaluation.worst_frames import worst_frames, write_worst_frames
 
-    evaluation = _evaluate(benchmark, scored)
+    evaluation = summarize_benchmark(benchmark, scored)
     _say(options, table(evaluation))
     json_file = expand(options.json) if options.json and options.json != "-" else None
     beside = options.out or (json_file.parent if json_file else None)
@@ -306,7 +313,7 @@ def _report(
 def _submit(options: argparse.Namespace, benchmark: Benchmark, results: Path) -> int:
     from vosnet.evaluation.submission import build_submission
 
-    wanted = {name: benchmark.wanted(name) for name in benchmark.names}
+    wanted = {name: benchmark.expected(name) for name in benchmark.names}
     count = build_submission(options.submission, results, wanted, prefix=benchmark.prefix)
     _say(options, f"{options.submission}: {count} masks of {len(wanted)} sequences, checked")
     return 0
@@ -320,6 +327,7 @@ def _compare_files(options: argparse.Namespace) -> int:
 
 
 def _compare_folders(options: argparse.Namespace, benchmark: Benchmark) -> int:
+    from vosnet.evaluation.evaluator import summarize_benchmark
     from vosnet.evaluation.tables import read_json
 
     sides = []
@@ -327,7 +335,7 @@ def _compare_folders(options: argparse.Namespace, benchmark: Benchmark) -> int:
         if side.is_file():
             sides.append(read_json(side))
         else:
-            sides.append(_evaluate(benchmark, _score(options, benchmark, side)).objects)
+            sides.append(summarize_benchmark(benchmark, _score(options, benchmark, side)).objects)
     return _print_comparison(options, *sides)
 
 
@@ -354,16 +362,6 @@ def _print_comparison(
     elif options.json:
         write_json(expand(options.json), document)
     return 0
-
-
-def _device(name: str) -> str:
-    """The GPU of this process's place on its machine, when torchrun started several and none is named."""
-    if name == "auto" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        import torch
-
-        if torch.cuda.is_available():
-            return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-    return name
 
 
 def _say(options: argparse.Namespace, text: str) -> None:

@@ -6,30 +6,25 @@ An oracle for studies: it reads every annotation, and nothing of it reaches the 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any
-
-import numpy as np
+from typing import Any, cast
 
 from vosnet.adaptation.adapt import Masks
 from vosnet.adaptation.appearance import AppearanceModel
-from vosnet.errors import InputError
 from vosnet.evaluation.benchmark import Benchmark
-from vosnet.evaluation.results import ScoringTask, score_sequence
+from vosnet.evaluation.results import Truth, score_masks
+from vosnet.evaluation.tables import collect
 from vosnet.export.folder import ResultFolder
 from vosnet.files import atomic_path, write_json
-from vosnet.masks import with_annotation, write_mask
+from vosnet.masks import object_ids, with_annotation
+from vosnet.masks.labels import Mask
 from vosnet.video import VideoReader
 
 
 class Curve:
     """J and F of a sequence, against annotations and against the propagated masks, every few iterations.
-
-    A context manager; its masks live in a temporary folder.
 
     Args:
         benchmark: annotations and the rule of scoring.
@@ -47,43 +42,35 @@ class Curve:
         self, benchmark: Benchmark, name: str, reader: VideoReader, propagated: Masks, every: int
     ) -> None:
         self.name, self._reader, self._every = name, reader, every
-        self._folder = tempfile.TemporaryDirectory(prefix="vosnet-curve-")
-        root = Path(self._folder.name)
-        self._stems = [path.stem for path in benchmark.frames(name)]
+        self._truth = benchmark.truth(name)
+        places = {path.stem: index for index, path in enumerate(benchmark.frames(name))}
         given = benchmark.given(name)
-        self._given = {self._stems.index(stem): mask for stem, mask in given.items()}
-        self._known = {int(i) for mask in given.values() for i in np.unique(mask) if i}
-        self._task = benchmark.task(name, root / "model")
-        before = benchmark.task(name, root / "propagated")
-        self._wanted = {self._stems.index(path.stem) for path in self._task.annotations}
-        for index in self._wanted:
-            write_mask(before.results / f"{self._stems[index]}.png", propagated[index])
-        taught = tuple(before.results / path.name for path in self._task.annotations)
-        self._against_propagated = dataclasses.replace(self._task, annotations=taught)
-        self.baseline = _means(before)
+        self._given = {places[stem]: mask for stem, mask in given.items()}
+        self._known = {label for mask in given.values() for label in object_ids(mask)}
+        self._scored = {places[stem]: stem for stem in self._truth.stems}
+        start = {stem: propagated[index] for index, stem in self._scored.items()}
+        self._taught = dataclasses.replace(self._truth, annotations=tuple(start.values()))
+        self.baseline = _means(self._truth, start)
         self.rows: list[dict[str, float]] = []
-
-    def __enter__(self) -> Curve:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._folder.cleanup()
 
     def __call__(self, iteration: int, loss: float, model: AppearanceModel) -> None:
         """Measure when it is time."""
         if iteration % self._every:
             return
-        wanted = ((index, frame) for index, frame in enumerate(self._reader) if index in self._wanted)
-        while group := list(islice(wanted, model.settings.predict_batch)):
+        masks = dict(self._masks(model))
+        against_taught = {f"{key}_propagated": value for key, value in _means(self._taught, masks).items()}
+        self.rows.append(
+            {"iteration": iteration, "loss": loss, **_means(self._truth, masks), **against_taught}
+        )
+
+    def _masks(self, model: AppearanceModel) -> Iterator[tuple[str, Mask]]:
+        """(stem, mask) of every scored frame; annotated frames keep the given pixels."""
+        scored = ((index, frame) for index, frame in enumerate(self._reader) if index in self._scored)
+        while group := list(islice(scored, model.settings.predict_batch)):
             masks = model.predict([frame for _, frame in group], [self._known] * len(group))
             for (index, _), mask in zip(group, masks):
                 given = self._given.get(index)
-                final = mask if given is None else with_annotation(mask, given)
-                write_mask(self._task.results / f"{self._stems[index]}.png", final)
-        propagated = {f"{key}_propagated": value for key, value in _means(self._against_propagated).items()}
-        self.rows.append({"iteration": iteration, "loss": loss, **_means(self._task), **propagated})
+                yield self._scored[index], mask if given is None else with_annotation(mask, given)
 
     def write(self, folder: ResultFolder, say: Callable[[str], None]) -> None:
         """`adaptation/<name>_curve.json`, and `.png` when matplotlib is installed."""
@@ -125,11 +112,7 @@ def draw_curve(path: Path, document: dict[str, Any], say: Callable[[str], None])
         figure.savefig(temporary, dpi=90)
 
 
-def _means(task: ScoringTask) -> dict[str, float]:
+def _means(truth: Truth, masks: Mapping[str, Mask]) -> dict[str, float]:
     """Means over frames, then over objects."""
-    result = score_sequence(task)
-    if result.problems:
-        raise InputError("E233", f"no score: {'; '.join(result.problems)}")
-    pairs = [(scores.region.mean(), scores.boundary.mean()) for scores in result.scores.values()]
-    region, boundary = (float(value) for value in np.mean(pairs, axis=0))
-    return {"J": region, "F": boundary, "JF": (region + boundary) / 2}
+    overall = collect([score_masks(truth, masks.items())]).overall
+    return {short: cast("float", overall[f"{short}_mean"]) for short in ("J", "F", "JF")}

@@ -1,4 +1,4 @@
-"""What evaluation asks of a data set, the same for DAVIS and YouTube-VOS."""
+"""Data sets with truth: what a method is given, what is asked for, and what it is scored against."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from vosnet.errors import InputError
 from vosnet.evaluation import youtube_vos
 from vosnet.evaluation.davis import DavisRoot
-from vosnet.evaluation.results import ScoringTask, davis_task, youtube_vos_task
+from vosnet.evaluation.results import Truth
 from vosnet.files import expand, inside
 from vosnet.masks import object_ids, read_mask
 from vosnet.metrics.summary import VOID
@@ -25,8 +25,8 @@ DatasetName = Literal["davis", "ytvos"]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a result must hold for one sequence.
+class ExpectedMasks:
+    """What a submission must hold for one sequence.
 
     Attributes:
         stems: frames whose masks are asked for, in order.
@@ -69,18 +69,22 @@ class Benchmark(ABC):
         """Stems of the frames whose masks are asked for, in order."""
 
     @abstractmethod
-    def task(self, name: str, results: Path, *, allow_missing: bool = False) -> ScoringTask:
-        """How to score `results / name`."""
+    def truth(self, name: str) -> Truth:
+        """What a result of the sequence is scored against.
+
+        Raises:
+            InputError: too few frames are annotated, as in the test sets (E234).
+        """
 
     def seen(self, keys: Sequence[str]) -> dict[str, bool] | None:
-        """Whether the category of each object ("<sequence>_<id>") occurs in training; None if no matter."""
+        """Whether the category of each object ("<sequence>_<id>") occurs in training; None for DAVIS."""
         return None
 
-    def wanted(self, name: str) -> Wanted:
+    def expected(self, name: str) -> ExpectedMasks:
         """What a submission must hold for a sequence."""
         masks = list(self.given(name).values())
         ids = frozenset(index for mask in masks for index in object_ids(mask))
-        return Wanted(self.asked(name), (masks[0].shape[0], masks[0].shape[1]), ids)
+        return ExpectedMasks(self.asked(name), (masks[0].shape[0], masks[0].shape[1]), ids)
 
     def pictures(self, name: str, stem: str, results: Path) -> tuple[Path, Path, Path]:
         """Files of a frame, of its result and of its annotation."""
@@ -90,7 +94,14 @@ class Benchmark(ABC):
 
 
 class DavisBenchmark(Benchmark):
-    """A DAVIS split, scored by the rules of davis2017-evaluation."""
+    """A DAVIS split, scored by the rules of davis2017-evaluation.
+
+    Args:
+        root: see `DavisRoot`.
+        split: see `DavisRoot.split`.
+        annotations: see `DavisRoot`.
+        names: these sequences instead of the split's.
+    """
 
     prefix = ""
 
@@ -99,9 +110,11 @@ class DavisBenchmark(Benchmark):
         root: str | os.PathLike[str],
         split: str,
         annotations: Sequence[str | os.PathLike[str]] | None = None,
+        *,
+        names: Sequence[str] = (),
     ) -> None:
         self._root = DavisRoot(root, annotations)
-        self.names = self._root.split(split)
+        self.names = list(names) or self._root.split(split)
         self.split = Path(split).stem
         self._sequence = lru_cache(maxsize=None)(self._root.sequence)
 
@@ -117,10 +130,18 @@ class DavisBenchmark(Benchmark):
         return {first.stem: np.where(mask == VOID, np.uint8(0), mask)}
 
     def asked(self, name: str) -> tuple[str, ...]:
-        return tuple(path.stem for path in self.frames(name))
+        return _stems(self.frames(name))
 
-    def task(self, name: str, results: Path, *, allow_missing: bool = False) -> ScoringTask:
-        return davis_task(self._sequence(name), inside(results, name), allow_missing=allow_missing)
+    def truth(self, name: str) -> Truth:
+        paths, frames = self.annotations(name), self.frames(name)
+        if len(paths) < 3:
+            raise InputError(
+                "E234",
+                f"sequence {name}: {len(paths)} of {len(frames)} frames are annotated; "
+                "the first and the last do not count",
+                "For a test set build a zip with --submission.",
+            )
+        return Truth(name, _stems(paths), paths, frozenset(_stems(frames)))
 
 
 class YouTubeVosBenchmark(Benchmark):
@@ -164,8 +185,23 @@ class YouTubeVosBenchmark(Benchmark):
     def asked(self, name: str) -> tuple[str, ...]:
         return self._video(name).asked
 
-    def task(self, name: str, results: Path, *, allow_missing: bool = False) -> ScoringTask:
-        return youtube_vos_task(self._video(name), inside(results, name), allow_missing=allow_missing)
+    def truth(self, name: str) -> Truth:
+        video = self._video(name)
+        annotations = {path.stem: path for path in video.annotations}
+        missing = [stem for stem in video.asked if stem not in annotations]
+        if missing:
+            raise InputError(
+                "E234",
+                f"video {name}: {len(missing)} of {len(video.asked)} frames asked for are not annotated",
+                "Only the official server can score it: build a zip with --submission.",
+            )
+        return Truth(
+            name,
+            video.asked,
+            tuple(annotations[stem] for stem in video.asked),
+            frozenset(_stems(video.frames)),
+            {index: video.asked.index(item.frames[0]) for index, item in video.objects.items()},
+        )
 
     def seen(self, keys: Sequence[str]) -> dict[str, bool] | None:
         if not self._train_meta.is_file():
@@ -181,3 +217,29 @@ class YouTubeVosBenchmark(Benchmark):
             f"{name}_{index}": self._root.objects[name][int(index)].category in known
             for name, _, index in split
         }
+
+
+def open_benchmark(
+    dataset: DatasetName,
+    root: str | os.PathLike[str],
+    split: str,
+    *,
+    annotations: Sequence[str | os.PathLike[str]] | None = None,
+    train_meta: str | os.PathLike[str] | None = None,
+) -> Benchmark:
+    """The split of a data set.
+
+    Args:
+        dataset: its layout.
+        root: its folder.
+        split: a name or a file.
+        annotations: for DAVIS, see `DavisRoot`.
+        train_meta: for YouTube-VOS, see `YouTubeVosBenchmark`.
+    """
+    if dataset == "ytvos":
+        return YouTubeVosBenchmark(root, split, train_meta)
+    return DavisBenchmark(root, split, annotations)
+
+
+def _stems(paths: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(path.stem for path in paths)

@@ -1,46 +1,65 @@
-"""Results on disk: does a folder hold what is asked for, and how good is it? One sequence at a time."""
+"""Scores of one sequence: its annotations against masks that lie on disk or come from memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from vosnet.errors import InputError
-from vosnet.evaluation.davis import Sequence
-from vosnet.evaluation.youtube_vos import Video
 from vosnet.files import natural_key
 from vosnet.masks import object_ids, read_label_map, read_mask
+from vosnet.masks.labels import Mask
 from vosnet.metrics import ObjectScores, annotated_objects, score_frames
 from vosnet.metrics.summary import VOID
 
-Mask = npt.NDArray[np.uint8]
 _JUNK = {"Thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
-class ScoringTask:
-    """What it takes to score one sequence; small, so that it travels to another process.
+class Truth:
+    """What one sequence is scored against; small, so that it travels to another process.
 
     Attributes:
         name: of the sequence.
-        annotations: annotated frames in order.
-        results: folder with one PNG per frame.
-        allowed: stems of all frames of the sequence: a result for another one is extra.
-        starts: object id -> index into `annotations` of its first frame (YouTube-VOS). None is the DAVIS
-            rule: the objects of the first annotation, the first and the last frame not counted.
-        allow_missing: a missing frame scores 0 instead of being a problem.
+        stems: annotated frames in order.
+        annotations: the mask of each, or the file it is read from when needed.
+        frames: stems of all frames of the sequence: a result for another one is extra.
+        starts: object id -> index into `stems` of its first frame (YouTube-VOS). None is the DAVIS rule: the
+            objects of the first annotation, the first and the last frame not counted.
     """
 
     name: str
-    annotations: tuple[Path, ...]
-    results: Path
-    allowed: frozenset[str]
+    stems: tuple[str, ...]
+    annotations: tuple[Path | Mask, ...]
+    frames: frozenset[str]
     starts: dict[int, int] | None = None
-    allow_missing: bool = False
+
+    def mask(self, place: int) -> Mask:
+        """The annotation at `place`, [H, W]; void (255) is background.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        annotation = self.annotations[place]
+        ids = read_mask(annotation).ids if isinstance(annotation, Path) else annotation
+        return np.where(ids == VOID, np.uint8(0), ids)
+
+    @property
+    def objects(self) -> list[int]:
+        """Ids that are scored.
+
+        Raises:
+            InputError: the first annotation cannot be read.
+        """
+        return annotated_objects(self.mask(0)) if self.starts is None else sorted(self.starts)
+
+    @property
+    def counted(self) -> range:
+        """Places of the frames that count."""
+        return range(1, len(self.stems) - 1) if self.starts is None else range(len(self.stems))
 
 
 @dataclass(frozen=True)
@@ -62,119 +81,108 @@ class SequenceResult:
     missing: tuple[str, ...] = ()
 
 
-def davis_task(sequence: Sequence, results: Path, *, allow_missing: bool = False) -> ScoringTask:
-    """Score `sequence` by the DAVIS rule.
+def score_masks(truth: Truth, predicted: Iterable[tuple[str, Mask]]) -> SequenceResult:
+    """Score masks as they are made.
 
-    Raises:
-        InputError: fewer than three frames are annotated, as in the test sets.
+    Args:
+        truth: the annotations.
+        predicted: (stem, ids [H, W]) of the frames; those without an annotation are passed over. A frame that
+            never comes scores 0 and is listed as missing.
     """
-    if len(sequence.annotations) < 3:
-        count = f"{len(sequence.annotations)} of {len(sequence.frames)}"
-        raise InputError(
-            "E234",
-            f"sequence {sequence.name}: {count} frames are annotated; the first and the last do not count",
-            "For a test set build a zip with --submission.",
-        )
-    stems = frozenset(path.stem for path in sequence.frames)
-    return ScoringTask(sequence.name, sequence.annotations, results, stems, allow_missing=allow_missing)
+    places = {stem: place for place, stem in enumerate(truth.stems)}
+    came: set[str] = set()
 
+    def pairs() -> Iterator[tuple[int, Mask, Mask]]:
+        for stem, mask in predicted:
+            if stem in places:
+                came.add(stem)
+                yield places[stem], mask, truth.mask(places[stem])
 
-def youtube_vos_task(video: Video, results: Path, *, allow_missing: bool = False) -> ScoringTask:
-    """Score every object of `video` from its first annotated frame on, that frame included.
-
-    Raises:
-        InputError: annotations are missing for frames that are asked for.
-    """
-    annotations = {path.stem: path for path in video.annotations}
-    missing = [stem for stem in video.asked if stem not in annotations]
-    if missing:
-        raise InputError(
-            "E234",
-            f"video {video.name}: {len(missing)} of {len(video.asked)} frames asked for are not annotated",
-            "Only the official server can score it: build a zip with --submission.",
-        )
-    starts = {index: video.asked.index(item.frames[0]) for index, item in video.objects.items()}
-    return ScoringTask(
-        video.name,
-        tuple(annotations[stem] for stem in video.asked),
-        results,
-        frozenset(path.stem for path in video.frames),
-        starts,
-        allow_missing=allow_missing,
+    objects = truth.objects
+    if not objects:
+        return SequenceResult(truth.name, (_no_object(truth),))
+    result = _score(truth, objects, pairs())
+    return SequenceResult(
+        truth.name, (), result.scores, result.stems, tuple(stem for stem in truth.stems if stem not in came)
     )
 
 
-def score_sequence(task: ScoringTask) -> SequenceResult:
-    """Check every frame of a result and score it; problems are collected, not raised.
+def score_folder(truth: Truth, folder: Path, *, allow_missing: bool = False) -> SequenceResult:
+    """Check every frame of a result on disk and score it; problems are collected, not raised.
 
     Differs: the official DAVIS tool never looks at the first and the last frame, which do not count; here
     they must be there and be right, because a result without them is not complete.
+
+    Args:
+        truth: the annotations.
+        folder: one PNG per frame.
+        allow_missing: a missing frame scores 0 instead of being a problem.
     """
-    if not task.results.is_dir() and not task.allow_missing:
-        return SequenceResult(task.name, (f"{task.name}: no folder {task.results}",))
-    problems, missing = _check_names(task)
-    wrong: dict[str, list[str]] = {}
+    if not folder.is_dir() and not allow_missing:
+        return SequenceResult(truth.name, (f"{truth.name}: no folder {folder}",))
+    problems, missing = _check_names(truth, folder, allow_missing=allow_missing)
     try:
-        first = read_mask(task.annotations[0]).ids
+        objects = truth.objects
     except InputError as error:
-        return SequenceResult(task.name, (*problems, f"{task.name}: {error}"))
-    objects = sorted(task.starts) if task.starts is not None else annotated_objects(first)
+        return SequenceResult(truth.name, (*problems, f"{truth.name}: {error}"))
     if not objects:
-        return SequenceResult(task.name, (*problems, f"{task.name}: no object in its first annotation"))
-    inner = range(1, len(task.annotations) - 1) if task.starts is None else range(len(task.annotations))
-    there = [t for t in inner if task.annotations[t].stem not in missing]
-    frames = _checked_frames(task, objects, set(missing), wrong)
-    scores = score_frames((pair for t, pair in frames if t in inner), objects)
-    problems += [f"{task.name}: {what} in {_shortened(task, stems)}" for what, stems in wrong.items()]
+        return SequenceResult(truth.name, (*problems, _no_object(truth)))
+    wrong: dict[str, list[str]] = {}
+    result = _score(truth, objects, _checked_frames(truth, folder, objects, set(missing), wrong))
+    problems += [f"{truth.name}: {what} in {_shortened(truth, stems)}" for what, stems in wrong.items()]
     if problems:
-        return SequenceResult(task.name, tuple(problems))
-    return _arrange(task, scores, inner, there, missing)
+        return SequenceResult(truth.name, tuple(problems))
+    return SequenceResult(truth.name, (), result.scores, result.stems, tuple(missing))
 
 
-def _check_names(task: ScoringTask) -> tuple[list[str], list[str]]:
+def _no_object(truth: Truth) -> str:
+    return f"{truth.name}: no object in its first annotation"
+
+
+def _check_names(truth: Truth, folder: Path, *, allow_missing: bool) -> tuple[list[str], list[str]]:
     """Problems with the set of files, and the stems that are missing."""
-    listing = task.results.iterdir() if task.results.is_dir() else ()
+    listing = folder.iterdir() if folder.is_dir() else ()
     files = [path for path in listing if not path.name.startswith(".") and path.name not in _JUNK]
     have = {path.stem for path in files if path.suffix == ".png" and path.is_file()}
     odd = [path.name for path in files if path.suffix != ".png" or not path.is_file()]
-    extra = [f"{stem}.png" for stem in have - task.allowed]
-    missing = [path.stem for path in task.annotations if path.stem not in have]
+    extra = [f"{stem}.png" for stem in have - truth.frames]
+    missing = [stem for stem in truth.stems if stem not in have]
     problems = []
     for what, names in (("extra", extra), ("not a PNG", odd)):
         if names:
             listed = ", ".join(sorted(names, key=natural_key))
-            problems.append(f"{task.name}: {what} ({len(names)}): {listed}")
-    if missing and not task.allow_missing:
-        problems.append(f"{task.name}: no result for {_shortened(task, missing)}")
+            problems.append(f"{truth.name}: {what} ({len(names)}): {listed}")
+    if missing and not allow_missing:
+        problems.append(f"{truth.name}: no result for {_shortened(truth, missing)}")
     return problems, missing
 
 
 def _checked_frames(
-    task: ScoringTask, objects: list[int], missing: set[str], wrong: dict[str, list[str]]
-) -> Iterator[tuple[int, tuple[Mask, Mask]]]:
-    """Index, predicted and annotated ids of every readable frame; `wrong` collects frames by problem."""
-    for t, path in enumerate(task.annotations):
-        if path.stem in missing:
+    truth: Truth, folder: Path, objects: list[int], missing: set[str], wrong: dict[str, list[str]]
+) -> Iterator[tuple[int, Mask, Mask]]:
+    """Place, predicted and annotated ids of every readable frame; `wrong` collects frames by problem."""
+    for place, stem in enumerate(truth.stems):
+        if stem in missing:
             continue
-        result = task.results / f"{path.stem}.png"
+        path = folder / f"{stem}.png"
         try:
-            pred, true = read_label_map(result), read_mask(path).ids
+            pred, true = read_label_map(path), truth.mask(place)
         except InputError as error:
-            wrong.setdefault(error.message.replace(f"{result}: ", ""), []).append(path.stem)
+            wrong.setdefault(error.message.replace(f"{path}: ", ""), []).append(stem)
             continue
         if pred.shape != true.shape:
             sizes = [f"{mask.shape[1]}x{mask.shape[0]}" for mask in (pred, true)]
-            wrong.setdefault(f"size {sizes[0]} where the annotation has {sizes[1]}", []).append(path.stem)
+            wrong.setdefault(f"size {sizes[0]} where the annotation has {sizes[1]}", []).append(stem)
             continue
         strange = [index for index in object_ids(pred) if index not in objects]
         if strange:
-            wrong.setdefault(f"ids {strange} where the annotation has {objects}", []).append(path.stem)
-        yield t, (pred, np.where(true == VOID, np.uint8(0), true))
+            wrong.setdefault(f"ids {strange} where the annotation has {objects}", []).append(stem)
+        yield place, pred, true
 
 
-def _shortened(task: ScoringTask, stems: list[str]) -> str:
+def _shortened(truth: Truth, stems: Sequence[str]) -> str:
     """Every frame by name, runs of neighbors as "00003-00009"."""
-    order = {path.stem: t for t, path in enumerate(task.annotations)}
+    order = {stem: place for place, stem in enumerate(truth.stems)}
     runs: list[list[str]] = []
     for stem in stems:
         if runs and order[stem] == order[runs[-1][-1]] + 1:
@@ -185,17 +193,22 @@ def _shortened(task: ScoringTask, stems: list[str]) -> str:
     return f"{len(stems)} frame(s): {', '.join(shown)}"
 
 
-def _arrange(
-    task: ScoringTask, scores: dict[int, ObjectScores], inner: range, there: list[int], missing: list[str]
-) -> SequenceResult:
-    """Scores at their frames: 0 where a result is missing, and nothing before an object's first frame."""
-    full: dict[int, ObjectScores] = {}
+def _score(truth: Truth, objects: list[int], frames: Iterable[tuple[int, Mask, Mask]]) -> SequenceResult:
+    """Scores at their frames: 0 where no mask comes, and nothing before an object's first frame."""
+    counted, places = truth.counted, []
+
+    def pairs() -> Iterator[tuple[Mask, Mask]]:
+        for place, pred, true in frames:
+            if place in counted:
+                places.append(place - counted.start)
+                yield pred, true
+
+    scores: dict[int, ObjectScores] = {}
     stems: dict[int, tuple[str, ...]] = {}
-    place = [t - inner.start for t in there]
-    for index, score in scores.items():
-        region, boundary = np.zeros(len(inner)), np.zeros(len(inner))
-        region[place], boundary[place] = score.region, score.boundary
-        start = 0 if task.starts is None else task.starts[index]
-        full[index] = ObjectScores(region[start:], boundary[start:])
-        stems[index] = tuple(task.annotations[t].stem for t in inner[start:])
-    return SequenceResult(task.name, (), full, stems, tuple(missing))
+    for index, score in score_frames(pairs(), objects).items():
+        region, boundary = np.zeros(len(counted)), np.zeros(len(counted))
+        region[places], boundary[places] = score.region, score.boundary
+        start = 0 if truth.starts is None else truth.starts[index]
+        scores[index] = ObjectScores(region[start:], boundary[start:])
+        stems[index] = tuple(truth.stems[place] for place in counted[start:])
+    return SequenceResult(truth.name, (), scores, stems)

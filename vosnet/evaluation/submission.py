@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vosnet.errors import InputError
-from vosnet.evaluation.benchmark import Wanted
+from vosnet.evaluation.benchmark import ExpectedMasks
 from vosnet.files import atomic_path
 from vosnet.masks import object_ids
 
@@ -23,13 +23,15 @@ MAX_TOTAL_BYTES = 16 << 30
 MAX_RATIO = 2000  # a blank 4K mask compresses about 1000 times
 
 
-def build_submission(path: Path, results: Path, wanted: Mapping[str, Wanted], *, prefix: str = "") -> int:
+def build_submission(
+    path: Path, results: Path, expected: Mapping[str, ExpectedMasks], *, prefix: str = ""
+) -> int:
     """Pack the frames asked for and check the zip that came out; `path` stays as it was unless all is well.
 
     Args:
         path: the zip to write.
         results: folder with `<sequence>/<stem>.png`.
-        wanted: by sequence.
+        expected: by sequence.
         prefix: "Annotations/" for YouTube-VOS, "" for DAVIS (XMem's layouts).
 
     Returns:
@@ -40,29 +42,29 @@ def build_submission(path: Path, results: Path, wanted: Mapping[str, Wanted], *,
     """
     missing = [
         f"{name}/{stem}.png"
-        for name, want in wanted.items()
-        for stem in want.stems
+        for name, masks in expected.items()
+        for stem in masks.stems
         if not (results / name / f"{stem}.png").is_file()
     ]
     _require_none([f"missing {name}" for name in missing], path)
     with atomic_path(path) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not compress further
-            for name, want in wanted.items():
-                for stem in want.stems:
+            for name, masks in expected.items():
+                for stem in masks.stems:
                     info = zipfile.ZipInfo(f"{prefix}{name}/{stem}.png")  # of 1980: same masks, same zip
                     info.external_attr = 0o644 << 16
                     archive.writestr(info, (results / name / f"{stem}.png").read_bytes())
-        return validate_submission(temporary, wanted, prefix=prefix, shown=path)
+        return validate_submission(temporary, expected, prefix=prefix, shown=path)
 
 
 def validate_submission(
-    path: Path, wanted: Mapping[str, Wanted], *, prefix: str = "", shown: Path | None = None
+    path: Path, expected: Mapping[str, ExpectedMasks], *, prefix: str = "", shown: Path | None = None
 ) -> int:
     """Check names, frame set, mode P, sizes and ids of a zip; nothing is unpacked to disk.
 
     Args:
         path: the zip.
-        wanted: by sequence.
+        expected: by sequence.
         prefix: as for `build_submission`.
         shown: the path that messages name instead.
 
@@ -72,20 +74,22 @@ def validate_submission(
     Raises:
         InputError: no zip, a dangerous zip (row by row), or a wrong one; everything wrong is listed.
     """
-    expected = {f"{prefix}{name}/{stem}.png": want for name, want in wanted.items() for stem in want.stems}
+    entries = {
+        f"{prefix}{name}/{stem}.png": masks for name, masks in expected.items() for stem in masks.stems
+    }
     try:
         with zipfile.ZipFile(path) as archive:
             check_zip(archive, shown or path)
             there = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-            problems = [f"missing {name}" for name in expected if name not in there]
-            problems += [f"extra {name}" for name in there if name not in expected]
-            for name, want in expected.items():
+            problems = [f"missing {name}" for name in entries if name not in there]
+            problems += [f"extra {name}" for name in there if name not in entries]
+            for name, masks in entries.items():
                 if name in there:
-                    problems += _mask_problems(archive.read(there[name]), name, want)
+                    problems += _mask_problems(archive.read(there[name]), name, masks)
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
         raise InputError("E250", f"{shown or path} is not a readable zip ({error})") from error
     _require_none(problems, shown or path)
-    return len(expected)
+    return len(entries)
 
 
 def check_zip(archive: zipfile.ZipFile, shown: Path) -> None:
@@ -130,18 +134,18 @@ def _dangers(info: zipfile.ZipInfo, seen: set[str]) -> list[str]:
     return reasons
 
 
-def _mask_problems(content: bytes, name: str, want: Wanted) -> list[str]:
+def _mask_problems(content: bytes, name: str, masks: ExpectedMasks) -> list[str]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.format != "PNG" or image.mode != "P":
                 return [f"{name} is {image.format} of mode {image.mode}, not a palette PNG (mode P)"]
-            if (image.height, image.width) != want.size:
-                return [f"{name} is {image.width}x{image.height}, not {want.size[1]}x{want.size[0]}"]
+            if (image.height, image.width) != masks.size:
+                return [f"{name} is {image.width}x{image.height}, not {masks.size[1]}x{masks.size[0]}"]
             ids = object_ids(np.array(image, dtype=np.uint8))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return [f"{name} cannot be read ({error})"]
-    strange = [index for index in ids if index not in want.ids]
-    return [f"{name} holds ids {strange}, known are {sorted(want.ids)}"] if strange else []
+    strange = [index for index in ids if index not in masks.ids]
+    return [f"{name} holds ids {strange}, known are {sorted(masks.ids)}"] if strange else []
 
 
 def _require_none(problems: list[str], path: Path, *, code: str = "E252", what: str = "is not valid") -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vosnet.errors import InputError
 from vosnet.evaluation.results import SequenceResult
 from vosnet.files import write_bytes, write_json
@@ -36,6 +34,10 @@ class Evaluation:
     overall: dict[str, float | None]
     frames: dict[str, int]
     missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def sequence_means(self, name: str) -> dict[str, float]:
+        """Means over the objects of one sequence, and JF_mean."""
+        return summarize({key: self.objects[key] for key in self.sequences[name]})
 
 
 def collect(results: Sequence[SequenceResult], seen: Mapping[str, bool] | None = None) -> Evaluation:
@@ -118,13 +120,14 @@ def table(evaluation: Evaluation) -> str:
     """Rows per sequence and the overall numbers, for a terminal."""
     width = max(8, *(len(name) for name in evaluation.sequences))
     lines = [f"{'sequence':{width}}  objects  frames    J&F      J      F"]
+    shown = ("JF_mean", "J_mean", "F_mean")
     for name, keys in evaluation.sequences.items():
-        j, f = (float(np.mean([evaluation.objects[key][m] for key in keys])) for m in ("J_mean", "F_mean"))
+        row = evaluation.sequence_means(name)
+        means = "  ".join(f"{row[key]:.3f}" for key in shown)
         mark = f"  {len(evaluation.missing[name])} missing = 0" if name in evaluation.missing else ""
-        counts = f"{len(keys):7}  {evaluation.frames[name]:6}"
-        lines.append(f"{name:{width}}  {counts}  {(j + f) / 2:.3f}  {j:.3f}  {f:.3f}{mark}")
+        lines.append(f"{name:{width}}  {len(keys):7}  {evaluation.frames[name]:6}  {means}{mark}")
     overall = evaluation.overall
-    means = "  ".join(f"{overall[key]:.3f}" for key in ("JF_mean", "J_mean", "F_mean"))
+    means = "  ".join(f"{overall[key]:.3f}" for key in shown)
     lines.append(
         f"{'overall':{width}}  {len(evaluation.objects):7}  {sum(evaluation.frames.values()):6}  {means}"
     )

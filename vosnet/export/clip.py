@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vosnet.adaptation.adapt import PackedMasks
+from vosnet.adaptation.adapt import PackedMasks, adapt
 from vosnet.adaptation.settings import AdaptationSettings
-from vosnet.export.adapted import adapt_shown, report_json
 from vosnet.export.coco import CocoVideo
 from vosnet.export.folder import ResultFolder
 from vosnet.export.overlay import ColorScheme, contact_sheet, draw_mask, object_colors
@@ -160,21 +160,22 @@ def _adapt(
     taught = PackedMasks()
     for place in propagated.answered():
         taught[place] = propagated.read(place)
-    adaptation = adapt_shown(
-        selection,
-        taught,
-        masks,
-        settings,
-        label=f"adapt {selection.reader.path.name}",
-        mode=options.progress,
-        direction=direction,
-        device=propagator.device,
-    )
+    label = f"adapt {selection.reader.path.name}"
+    with Progress(settings.iterations, label, unit="iteration", mode=options.progress) as progress:
+        adaptation = adapt(
+            selection,
+            taught,
+            masks,
+            settings,
+            direction=direction,
+            device=propagator.device,
+            on_step=lambda iteration, loss, model: progress.advance(loss=round(loss, 4)),
+        )
     with Progress(len(taught), "write adapted masks", mode=options.progress) as progress:
         for place, mask in adaptation.masks(selection):
             writer.write(place, mask)
             progress.advance()
-    return report_json(adaptation, settings)
+    return {**dataclasses.asdict(adaptation.report), "settings": dataclasses.asdict(settings)}
 
 
 class MaskWriter:

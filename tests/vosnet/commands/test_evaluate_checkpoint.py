@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 from tests.support.data_roots import moving_squares, write_davis_root, write_frames, write_youtube_vos_root
+from vosnet import Propagator
 from vosnet.commands.cli import run
 from vosnet.commands.evaluate import main
-from vosnet.evaluation.spread import Ranks
+from vosnet.evaluation.benchmark import DavisBenchmark
+from vosnet.evaluation.evaluator import evaluate_in_memory
+from vosnet.evaluation.spread import share
 from vosnet.masks import read_mask
 from vosnet.models import build_encoder, save_encoder
+from vosnet.runtime import Ranks
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -63,6 +67,12 @@ def test_masks_numbers_and_picture_are_kept_and_score_the_same_again(
     ]
     assert run(main, again) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((result / "evaluation.json").read_text())
+
+
+def test_propagating_in_memory_gives_the_numbers_of_the_command(davis: Path, result: Path) -> None:
+    propagator = Propagator.from_checkpoint("random", device="cpu", layer="layer2", empty_objects="lose")
+    evaluation = evaluate_in_memory(propagator, DavisBenchmark(davis, "val"))
+    assert evaluation.objects == json.loads((result / "evaluation.json").read_text())["objects"]
 
 
 def test_f28_an_existing_result_is_refused_resumed_or_overwritten(
@@ -204,6 +214,6 @@ def test_what_fails_on_another_rank_is_reported_by_the_first(davis: Path, tmp_pa
 
 def test_ranks_share_sequences_by_length_without_loss() -> None:
     lengths = {"a": 90, "b": 10, "c": 50, "d": 45, "e": 5}
-    parts = [Ranks(rank, 2).share(list(lengths), lengths.__getitem__) for rank in (0, 1)]
+    parts = [share(list(lengths), lengths.__getitem__, Ranks(rank, 2)) for rank in (0, 1)]
     assert sorted(parts[0] + parts[1]) == sorted(lengths)
     assert abs(sum(map(lengths.__getitem__, parts[0])) - 100) <= 5

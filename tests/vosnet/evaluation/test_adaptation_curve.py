@@ -39,10 +39,8 @@ def davis(tmp_path: Path) -> DavisBenchmark:
 def test_every_nth_iteration_is_measured_against_annotations_and_propagated_masks(
     davis: DavisBenchmark,
 ) -> None:
-    with (
-        open_video(davis.frames("dog")[0].parent) as reader,
-        Curve(davis, "dog", reader, dict(enumerate(PROPAGATED)), 2) as curve,
-    ):
+    with open_video(davis.frames("dog")[0].parent) as reader:
+        curve = Curve(davis, "dog", reader, dict(enumerate(PROPAGATED)), 2)
         as_propagated, as_true = FakeModel(PROPAGATED), FakeModel(TRUE)
         for iteration, model in ((1, None), (2, as_propagated), (3, None), (4, as_true)):
             curve(iteration, iteration / 8, model)  # type: ignore[arg-type]
@@ -62,10 +60,8 @@ def test_the_given_pixels_of_an_annotated_frame_stay(tmp_path: Path) -> None:
     """DAVIS does not count the first frame; YouTube-VOS does, where the annotated object is given."""
     videos = YouTubeVosBenchmark(write_youtube_vos_root(tmp_path / "yt"), "valid")
     empty = [np.zeros((48, 64), np.uint8)] * 6
-    with (
-        open_video(videos.frames("bb22")[0].parent) as reader,
-        Curve(videos, "bb22", reader, dict(enumerate(empty)), 1) as curve,
-    ):
+    with open_video(videos.frames("bb22")[0].parent) as reader:
+        curve = Curve(videos, "bb22", reader, dict(enumerate(empty)), 1)
         curve(1, 0.0, FakeModel(empty))  # type: ignore[arg-type]
     assert curve.baseline["J"] == 0
     assert curve.rows[0]["J"] == pytest.approx(1 / 6)  # the first frame alone is right

@@ -94,6 +94,6 @@ def test_a_method_sees_the_first_mask_only_and_void_is_background(tmp_path: Path
     given = benchmark.given("dog")
     assert list(given) == ["00000"]
     assert sorted(np.unique(given["00000"])) == [0, 1, 2]
-    assert benchmark.wanted("dog").ids == {1, 2}
-    assert benchmark.wanted("dog").size == (48, 64)
+    assert benchmark.expected("dog").ids == {1, 2}
+    assert benchmark.expected("dog").size == (48, 64)
     assert len(benchmark.asked("dog")) == 6

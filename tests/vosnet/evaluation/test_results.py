@@ -9,7 +9,7 @@ from PIL import Image
 from tests.support.data_roots import moving_squares, write_davis_root, write_results, write_youtube_vos_root
 from vosnet.errors import InputError
 from vosnet.evaluation.benchmark import DavisBenchmark, YouTubeVosBenchmark
-from vosnet.evaluation.results import SequenceResult, score_sequence
+from vosnet.evaluation.results import SequenceResult, score_folder
 from vosnet.masks import read_mask, write_mask
 
 
@@ -21,7 +21,7 @@ def result(tmp_path: Path) -> Path:
 
 def score(result: Path, *, allow_missing: bool = False) -> SequenceResult:
     benchmark = DavisBenchmark(result.parent / "davis", "val")
-    return score_sequence(benchmark.task("dog", result, allow_missing=allow_missing))
+    return score_folder(benchmark.truth("dog"), result / "dog", allow_missing=allow_missing)
 
 
 def test_a_perfect_result_scores_one_on_every_inner_frame(result: Path) -> None:
@@ -119,7 +119,7 @@ def test_youtube_vos_counts_an_object_from_its_first_frame_on(tmp_path: Path) ->
     too_early = read_mask(results / "aa11/00000.png").ids
     too_early[40:, :5] = 2  # before its first frame, whatever is said of object 2 does not count
     write_mask(results / "aa11/00000.png", too_early)
-    scored = score_sequence(benchmark.task("aa11", results))
+    scored = score_folder(benchmark.truth("aa11"), results / "aa11")
     assert scored.problems == ()
     assert [len(scored.stems[i]) for i in (1, 2)] == [6, 4]
     assert scored.stems[2][0] == "00010"
@@ -130,14 +130,14 @@ def test_youtube_vos_counts_an_object_from_its_first_frame_on(tmp_path: Path) ->
 def test_youtube_vos_without_all_annotations_cannot_be_scored(tmp_path: Path) -> None:
     root = write_youtube_vos_root(tmp_path / "ytvos", all_annotations=False)
     with pytest.raises(InputError, match="4 of 6 frames asked for are not annotated.*--submission"):
-        YouTubeVosBenchmark(root, "valid").task("aa11", tmp_path)
+        YouTubeVosBenchmark(root, "valid").truth("aa11")
 
 
 def test_youtube_vos_missing_frames_count_as_zero_from_the_first_frame_of_each_object(tmp_path: Path) -> None:
     benchmark, results = youtube_result(tmp_path)
     for stem in ("00005", "00010"):
         (results / f"aa11/{stem}.png").unlink()
-    scored = score_sequence(benchmark.task("aa11", results, allow_missing=True))
+    scored = score_folder(benchmark.truth("aa11"), results / "aa11", allow_missing=True)
     assert scored.missing == ("00005", "00010")
     assert scored.scores[1].region.tolist() == [1, 0, 0, 1, 1, 1]
     assert scored.scores[2].region.tolist() == [0, 1, 1, 1]

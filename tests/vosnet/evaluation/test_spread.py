@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from vosnet.errors import OutOfMemoryError
-from vosnet.evaluation.spread import Ranks, map_processes
+from vosnet.evaluation.spread import map_processes, share
 from vosnet.progress import Progress
+from vosnet.runtime import Ranks
 
 
 def shares(lengths: dict[str, int], size: int) -> list[list[str]]:
-    return [Ranks(rank, size).share(list(lengths), lengths.__getitem__) for rank in range(size)]
+    return [share(list(lengths), lengths.__getitem__, Ranks(rank, size)) for rank in range(size)]
 
 
 def test_the_heaviest_goes_first_to_the_rank_with_the_least() -> None:

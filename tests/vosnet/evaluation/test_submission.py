@@ -14,11 +14,11 @@ from PIL import Image
 from tests.support.data_roots import moving_squares, write_results
 from vosnet.errors import InputError
 from vosnet.evaluation import submission
-from vosnet.evaluation.benchmark import Wanted
+from vosnet.evaluation.benchmark import ExpectedMasks
 from vosnet.evaluation.submission import build_submission, check_zip, validate_submission
 from vosnet.masks import write_mask
 
-WANTED = {"dog": Wanted(("00000", "00002"), (48, 64), frozenset({1, 2}))}
+EXPECTED = {"dog": ExpectedMasks(("00000", "00002"), (48, 64), frozenset({1, 2}))}
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def results(tmp_path: Path) -> Path:
 
 def test_a_zip_holds_only_the_frames_asked_for_and_the_same_bytes_each_time(results: Path) -> None:
     first, second = results.parent / "a.zip", results.parent / "b.zip"
-    assert build_submission(first, results, WANTED, prefix="Annotations/") == 2
-    build_submission(second, results, WANTED, prefix="Annotations/")
+    assert build_submission(first, results, EXPECTED, prefix="Annotations/") == 2
+    build_submission(second, results, EXPECTED, prefix="Annotations/")
     assert zipfile.ZipFile(first).namelist() == ["Annotations/dog/00000.png", "Annotations/dog/00002.png"]
     assert first.read_bytes() == second.read_bytes()
-    assert validate_submission(first, WANTED, prefix="Annotations/") == 2
+    assert validate_submission(first, EXPECTED, prefix="Annotations/") == 2
 
 
 def test_no_zip_is_written_when_something_is_wrong_and_an_old_one_stays(results: Path) -> None:
@@ -40,12 +40,12 @@ def test_no_zip_is_written_when_something_is_wrong_and_an_old_one_stays(results:
     target.write_bytes(b"old")
     write_mask(results / "dog/00000.png", np.full((48, 64), 3, np.uint8))
     with pytest.raises(InputError, match=r"dog/00000\.png holds ids \[3\], known are \[1, 2\]"):
-        build_submission(target, results, WANTED)
+        build_submission(target, results, EXPECTED)
     (results / "dog/00002.png").unlink()
     with pytest.raises(
         InputError, match=r"E252 .*a\.zip is not valid, 1 problem.*\n.*missing dog/00002\.png"
     ):
-        build_submission(target, results, WANTED)
+        build_submission(target, results, EXPECTED)
     assert target.read_bytes() == b"old"
 
 
@@ -62,7 +62,7 @@ def test_every_problem_of_a_foreign_zip_is_listed(tmp_path: Path) -> None:
         archive.writestr("dog/00002.png", png(np.zeros((40, 64), np.uint8)))
         archive.writestr("dog/00003.png", b"junk")
     with pytest.raises(InputError) as caught:
-        validate_submission(tmp_path / "a.zip", WANTED)
+        validate_submission(tmp_path / "a.zip", EXPECTED)
     for problem in ("00000.png is PNG of mode L", "00002.png is 64x40, not 64x48", "extra dog/00003.png"):
         assert problem in str(caught.value)
 
@@ -98,7 +98,7 @@ def test_f26_a_dangerous_zip_is_refused_and_nothing_unpacked(
         archive.writestr("dog/00000.png", b"")
         archive.writestr(name, content)
     with pytest.raises(InputError, match=rf"E251 .*evil\.zip is unsafe.*\n.*{reason}"):
-        validate_submission(path, WANTED)
+        validate_submission(path, EXPECTED)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -108,10 +108,10 @@ def test_f26_a_dangerous_zip_is_refused_and_nothing_unpacked(
 def test_f26_limits_on_count_and_size_are_shown(
     results: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    build_submission(results.parent / "a.zip", results, WANTED)
+    build_submission(results.parent / "a.zip", results, EXPECTED)
     monkeypatch.setattr(submission, limit, value)
     with pytest.raises(InputError, match=f"limit is {value}"):
-        validate_submission(results.parent / "a.zip", WANTED)
+        validate_submission(results.parent / "a.zip", EXPECTED)
 
 
 def test_f26_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
@@ -122,27 +122,27 @@ def test_f26_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
     (tmp_path / "a.zip").write_bytes(data)
     with pytest.raises(InputError, match=r"E251 .*\n.*encrypted"):
-        validate_submission(tmp_path / "a.zip", WANTED)
+        validate_submission(tmp_path / "a.zip", EXPECTED)
 
 
 def test_limits_are_inclusive_and_folders_are_no_extra_files(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = results.parent / "a.zip"
-    build_submission(path, results, WANTED)
+    build_submission(path, results, EXPECTED)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("dog/", b"")
         sizes = [info.file_size for info in archive.infolist()]
     monkeypatch.setattr(submission, "MAX_FILES", 3)
     monkeypatch.setattr(submission, "MAX_FILE_BYTES", max(sizes))
     monkeypatch.setattr(submission, "MAX_TOTAL_BYTES", sum(sizes))
-    assert validate_submission(path, WANTED) == 2
+    assert validate_submission(path, EXPECTED) == 2
 
 
 def test_f26_no_zip_at_all(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK nothing")
     with pytest.raises(InputError, match=r"E250 .*a\.zip is not a readable zip"):
-        validate_submission(tmp_path / "a.zip", WANTED)
+        validate_submission(tmp_path / "a.zip", EXPECTED)
 
 
 @settings(max_examples=60)

@@ -90,8 +90,8 @@ def test_seen_categories_are_those_of_the_training_set(root: Path) -> None:
 
 def test_a_submission_holds_the_ids_of_all_objects_in_the_size_of_the_masks(root: Path) -> None:
     benchmark = YouTubeVosBenchmark(root, "valid")
-    wanted = benchmark.wanted("aa11")
-    assert wanted.ids == {1, 2}
-    assert wanted.size == (48, 64)
-    assert wanted.stems == ("00000", "00005", "00010", "00015", "00020", "00025")
+    expected = benchmark.expected("aa11")
+    assert expected.ids == {1, 2}
+    assert expected.size == (48, 64)
+    assert expected.stems == ("00000", "00005", "00010", "00015", "00020", "00025")
     assert benchmark.prefix == "Annotations/"
