@@ -7,9 +7,9 @@ class VosnetError(Exception):
     """An expected failure; the command line prints it as one line and exits with `exit_code`.
 
     Args:
-        code: short stable identifier such as "E204", listed in the README.
+        code: stable identifier such as "E204", listed in docs/errors.md.
         message: what happened and to which file, key or value.
-        hint: what the user can do about it; empty when nothing sensible can be said.
+        hint: what the user can do about it, or empty.
     """
 
     exit_code = 1
@@ -68,7 +68,7 @@ class InputError(VosnetError, ValueError):
 
 
 class OutOfMemoryError(VosnetError):
-    """Memory ran out after every smaller setting was tried (codes E5xx)."""
+    """Memory ran out even with the last fallback (codes E5xx)."""
 
     exit_code = 5
 
@@ -86,6 +86,6 @@ class DivergedError(VosnetError):
 
 
 class LockedError(VosnetError):
-    """Another process works in the same run folder (codes E8xx)."""
+    """Another process uses the same run folder (codes E8xx)."""
 
     exit_code = 8

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all; paths stay inside the folder they were promised to."""
+"""Atomic writes, safe names inside a folder, and file hashes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def expand(path: str | os.PathLike[str]) -> Path:
 
 
 def storage_error(error: OSError, path: Path) -> StorageError | None:
-    """The `StorageError` that says what `error` means for `path`, or None for other kinds of error."""
+    """A full disk or a refused write as a `StorageError` that names `path`; None for other errors."""
     if error.errno in _DISK_FULL:
         return StorageError("E601", f"disk full while writing {path}", "Free some space and run it again.")
     if error.errno in _NOT_WRITABLE:
@@ -38,7 +38,7 @@ def storage_error(error: OSError, path: Path) -> StorageError | None:
 
 @contextlib.contextmanager
 def translate_storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn disk-full and not-writable `OSError`s raised inside into `StorageError`s that name `path`."""
+    """Raise disk-full and not-writable `OSError`s of the block as `StorageError`s that name `path`."""
     try:
         yield
     except OSError as error:
@@ -69,7 +69,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `target` that replaces it when the block ends without an error.
 
     The order is write, fsync file, rename, fsync folder, so that after a crash `target` is either the
-    old file or the whole new one. The temporary keeps the suffix, because writers choose a format by it.
+    old file or the whole new one. The temporary keeps the suffix: writers choose the format by it.
 
     Raises:
         StorageError: disk full or not writable; `target` is untouched and the temporary is removed.
@@ -85,10 +85,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with translate_storage_errors(target):
             yield temporary
-            _fsync(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(target)
-            _fsync(target.parent)
+            _publish(temporary, target, 0o666)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -107,10 +104,7 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with translate_storage_errors(target):
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            _fsync(temporary)
-            temporary.replace(target)
-            _fsync(target.parent)
+            _publish(temporary, target, 0o777)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -128,16 +122,15 @@ def write_json(target: str | os.PathLike[str], value: Any) -> None:
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256(file)
-        )
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def remove_stale_temporaries(folder: str | os.PathLike[str]) -> list[Path]:
-    """Delete what a killed process left half written in `folder`; returns the removed paths."""
+    """Delete temporary files that a killed process left in `folder`; returns their paths."""
     stale = [path for path in Path(folder).glob(f".*{TEMPORARY_SUFFIX}*") if path.is_file()]
     for path in stale:
         path.unlink(missing_ok=True)
@@ -145,11 +138,11 @@ def remove_stale_temporaries(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def inside(root: str | os.PathLike[str], name: str) -> Path:
-    """`root / name`, refused when it would leave `root` or when `name` is no plain relative name.
+    """`root / name`, if `name` is a plain relative path that stays inside `root`.
 
     Raises:
-        InputError: absolute, with `..`, a drive letter, control characters, a reserved device name, a part
-            over 200 bytes, or leading out of `root` through a symbolic link.
+        InputError: `name` is absolute, has `..`, a drive letter, control characters, a reserved device name
+            or a part over 200 bytes, or leaves `root` through a symbolic link.
     """
     root = Path(root)
     parts = re.split(r"[/\\]", name)
@@ -173,6 +166,16 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
     )
 
 
+def _publish(temporary: Path, target: Path, mode: int) -> None:
+    """Rename a finished file or folder to `target`, crash-safe, with permissions `mode` minus the umask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    _fsync(temporary)
+    temporary.chmod(mode & ~mask)
+    temporary.replace(target)
+    _fsync(target.parent)
+
+
 def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -182,16 +185,3 @@ def _fsync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

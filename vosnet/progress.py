@@ -1,27 +1,28 @@
-"""Progress with an estimate of the time left: a bar on a terminal, sparse lines in a log, or JSON."""
+"""Progress of a long job with the time left: a bar on a terminal, a line now and then in a log, or JSON."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from types import TracebackType
 from typing import IO, Any, Literal
 
 ProgressMode = Literal["auto", "bar", "lines", "json", "quiet"]
-_SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_BETWEEN_LINES = {"lines": 30.0, "json": 1.0}
 
 
 class Progress:
-    """Reports how far a long job is, on stderr so that stdout stays clean for results.
+    """Reports progress on stderr; stdout is for results.
 
     Args:
-        total: number of steps, or None when it is not known.
+        total: number of steps, or None if unknown.
         label: what is being done.
         unit: what one step is, such as "frame".
-        mode: "auto" chooses "bar" on a terminal and "lines" (one every 30 s) elsewhere; "json" writes one
-            object a line: `{"progress": label, "done": n, "total": n, "eta_s": s, ...}`.
-        start: steps that were done before, for a resumed job; they do not count for the speed.
+        mode: "auto" is "bar" on a terminal and "lines" (one every 30 s) elsewhere; "json" writes one object
+            per line, at most one per second: `{"progress": label, "done": n, "total": n, "eta_s": s, ...}`.
+        start: steps that a resumed job had done before; they do not count toward the speed.
         stream: where to write.
     """
 
@@ -56,24 +57,21 @@ class Progress:
         self.close()
 
     def advance(self, steps: int = 1, **fields: float | int | str) -> None:
-        """Count `steps` more; `fields` are shown beside them, such as `loss=1.23`."""
+        """Count `steps` more and show `fields`, such as `loss=1.23`."""
         self.done += steps
         if self._bar is not None:
             if fields:
                 self._bar.set_postfix(fields, refresh=False)
             self._bar.update(steps)
-        elif self.mode in {"lines", "json"} and time.monotonic() - self._last_line >= self._pause():
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES.get(self.mode, math.inf):
             self._write(fields)
 
     def close(self) -> None:
-        """Write the last state and end the bar."""
+        """Write the final state and end the bar."""
         if self._bar is not None:
             self._bar.close()
-        elif self.mode in {"lines", "json"}:
+        elif self.mode in _SECONDS_BETWEEN_LINES:
             self._write({})
-
-    def _pause(self) -> float:
-        return 1.0 if self.mode == "json" else _SECONDS_BETWEEN_LINES
 
     def _write(self, fields: dict[str, float | int | str]) -> None:
         self._last_line = now = time.monotonic()
@@ -97,6 +95,6 @@ class Progress:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    )
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,4 +1,4 @@
-"""Is one result better than another? A paired bootstrap over objects."""
+"""Whether one result is better than another: a paired bootstrap over objects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Comparison:
         difference: second minus first.
         low: lower end of the 95 % confidence interval of the difference.
         high: upper end.
-        p_value: two-sided, from the share of resampled differences on the other side of zero.
+        p_value: two-sided, twice the smaller share of resampled differences on one side of zero.
         per_object: difference of each object, largest loss first.
     """
 
@@ -44,7 +44,7 @@ def compare_scores(
     Args:
         first: J_mean and F_mean of each object.
         second: the same objects in another result.
-        seed: of the resampling; the same seed gives the same interval.
+        seed: of the resampling.
 
     Raises:
         InputError: the two do not hold the same objects, or none.

@@ -1,6 +1,6 @@
-"""First-frame masks and results: label maps in and out of image files, always through Pillow.
+"""Label maps in image files: reading first-frame masks, writing results.
 
-OpenCV turns palette indices into colors without a word (ids 1, 2 become grey 38, 75): it never reads a mask.
+Always through Pillow: OpenCV silently turns palette indices into colors (ids 1, 2 become gray 38, 75).
 """
 
 from vosnet.masks.labels import check_size, fit_mask, object_ids, one_hot, summarize_mask, with_annotation

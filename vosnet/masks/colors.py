@@ -1,4 +1,4 @@
-"""Masks drawn in colors: which colors are objects, which are blended edges, and what id each gets."""
+"""Masks drawn in colors: which colors are objects, which are blended edges, and the id of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from vosnet.errors import InputError
 from vosnet.masks.palette import RGB, palette_colors
 
-MAX_BLENDED = 0.25  # share of pixels that may be soft edges before a picture is no mask
+MAX_BLENDED = 0.25  # largest share of soft-edge pixels in a mask; images with more are photographs
 JPEG_DISTANCE = 48  # colors closer than this are one color plus compression noise
 JPEG_SHARE = 0.001  # a color rarer than this in a JPEG is compression noise
 
@@ -24,8 +24,8 @@ class ColoredMask:
 
     Attributes:
         ids: object ids, [H, W].
-        colors: object id -> the color it was drawn in.
-        blended: pixels whose color was between objects and went to the nearest.
+        colors: object id -> its color in the image.
+        blended: how many pixels had a color between objects and were assigned to the nearest.
     """
 
     ids: npt.NDArray[np.uint8]
@@ -42,15 +42,15 @@ def ids_from_colors(
 ) -> ColoredMask:
     """Object ids of an image in which every object has its own color and black is background.
 
-    A color counts as an object if it fills a 2x2 block somewhere (or if the image holds nothing but colors of
-    the DAVIS palette); the thin blends along soft edges go to the nearest such color. A DAVIS color gets its
+    A color counts as an object if it fills a 2x2 block somewhere (or if the image has only colors of the
+    DAVIS palette); blends along soft edges are assigned to the nearest such color. A DAVIS color gets its
     palette index; the others get the lowest free ids in ascending order of (red, green, blue).
 
     Args:
         rgb: [H, W, 3].
         path: named in messages.
-        known: colors whose id an earlier mask of the same video has fixed.
-        lossy: the image went through JPEG: near colors are one.
+        known: ids of colors in earlier masks of the same video.
+        lossy: the image was JPEG-compressed: similar colors are one.
 
     Raises:
         InputError: a photograph rather than a mask, or more than 255 objects.
@@ -128,7 +128,7 @@ def _assign_ids(
 
 
 def _near_palette(code: int, table: Mapping[RGB, int]) -> RGB:
-    """The palette color (of the first 22) that JPEG noise may have moved `code` away from, else itself."""
+    """The color among the first 22 of the palette that is within JPEG noise of `code`, else `code` itself."""
     best = min(
         (color for color, index in table.items() if index < 22), key=lambda c: _distance(code, _code(c))
     )
@@ -140,7 +140,7 @@ def _nearest(levels: npt.NDArray[np.uint32], solid: npt.NDArray[np.uint32]) -> n
     channels = np.stack([levels >> 16, (levels >> 8) & 255, levels & 255], axis=1).astype(np.int64)  # [n, 3]
     best = np.full(len(levels), np.iinfo(np.int64).max)
     index = np.zeros(len(levels), np.int64)
-    for position, code in enumerate(solid.tolist()):
+    for position, code in enumerate(solid.tolist()):  # a loop, because [n, len(solid)] distances can be large
         distance = ((channels - np.array(_rgb(code))) ** 2).sum(axis=1)
         closer = distance < best
         best[closer], index[closer] = distance[closer], position

@@ -1,4 +1,4 @@
-"""What is in a label map: its ids, their areas, one channel per object, and whether it fits a video."""
+"""Label maps in memory: object ids and areas, one-hot channels, fitting to a video's size."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Mask = npt.NDArray[np.uint8]
 
 
 def areas(mask: npt.NDArray[Any]) -> dict[int, int]:
-    """Pixels of each object id present in `mask` [H, W], background left out, ids ascending."""
-    # for bytes Pillow's histogram is several times faster than bincount, which first widens them to 64 bits
+    """Pixel count of each object id in `mask` [H, W], ids ascending, without background."""
+    # Pillow's histogram of bytes is several times faster than bincount, which converts them to 64 bits first
     counts = (
         Image.fromarray(mask).histogram() if mask.dtype == np.uint8 else np.bincount(mask.ravel()).tolist()
     )
@@ -40,7 +40,7 @@ def summarize_mask(mask: npt.NDArray[Any]) -> str:
 
 
 def one_hot(mask: npt.NDArray[Any], ids: Sequence[int]) -> Tensor:
-    """One channel per object, channel 0 for all the rest.
+    """One channel per object; channel 0 is the background.
 
     Args:
         mask: object ids, [H, W].
@@ -66,7 +66,7 @@ def one_hot(mask: npt.NDArray[Any], ids: Sequence[int]) -> Tensor:
 def check_size(
     mask: npt.NDArray[Any], size: tuple[int, int], *, path: str | os.PathLike[str] = "mask"
 ) -> None:
-    """Refuse a mask whose [H, W] is not the video's.
+    """Check that a mask has the video's size.
 
     Args:
         mask: object ids, [H, W].
@@ -74,7 +74,7 @@ def check_size(
         path: named in the message.
 
     Raises:
-        InputError: the sizes differ; both are named, and nothing is resized silently.
+        InputError: the sizes differ.
     """
     if mask.shape != tuple(size):
         raise InputError(
@@ -88,7 +88,7 @@ def check_size(
 def fit_mask(
     mask: Mask, size: tuple[int, int], *, resize: str = "never", path: str | os.PathLike[str] = "mask"
 ) -> Mask:
-    """`mask` at the video's size: unchanged, or resized to the nearest id when that was asked for.
+    """`mask` at the video's size, resized only if `resize` allows it.
 
     Args:
         mask: object ids, [H, W].
@@ -111,11 +111,11 @@ def fit_mask(
 
 
 def with_annotation(mask: npt.NDArray[Any], given: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The label map of an annotated frame: given pixels win, and a given object is nowhere else.
+    """Combine a prediction with an annotation: annotated pixels and objects replace the predicted ones.
 
     Args:
-        mask: what was found, [H, W] uint8.
-        given: the annotation, [H, W] integer ids, 0 where nothing is said.
+        mask: predicted ids, [H, W] uint8.
+        given: annotated ids, [H, W] integer, 0 where nothing is annotated.
     """
     rest = np.where(np.isin(mask, given[given > 0]), 0, mask)
     return np.where(given > 0, given, rest).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The DAVIS palette, and writing a label map as a palette PNG."""
+"""The DAVIS palette, and label maps as palette PNGs."""
 
 from __future__ import annotations
 
@@ -17,31 +17,26 @@ RGB = tuple[int, int, int]
 
 def _davis_palette() -> bytes:
     """Entry i spreads the bits of i over the high bits of red, green and blue, as PASCAL VOC does."""
-    entries = np.zeros((256, 3), np.uint8)
-    for index in range(256):
-        rest = index
-        for shift in range(7, -1, -1):
-            for channel in range(3):
-                entries[index, channel] |= ((rest >> channel) & 1) << shift
-            rest >>= 3
-    return entries.tobytes()
+    index, channel = np.arange(256)[:, None], np.arange(3)
+    entries = sum(((index >> (3 * i + channel)) & 1) << (7 - i) for i in range(3))
+    return np.asarray(entries, np.uint8).tobytes()
 
 
 DAVIS_PALETTE = _davis_palette()
 
 
 def palette_colors() -> dict[RGB, int]:
-    """DAVIS color -> object id, including the 191 that the annotations of DAVIS-2017 hold instead of 192."""
+    """DAVIS color -> object id, also with 191 for 192, as in the annotations of DAVIS-2017."""
     table = np.frombuffer(DAVIS_PALETTE, np.uint8).reshape(256, 3).tolist()
     colors = {(r, g, b): index for index, (r, g, b) in enumerate(table)}
-    for index in range(22):  # beyond 21 the annotations' own palette is a grey ramp
+    for index in range(22):  # from 22 on, the palette of those annotations is a gray ramp
         red, green, blue = (191 if level == 192 else level for level in table[index])
         colors.setdefault((red, green, blue), index)
     return colors
 
 
 def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any]) -> None:
-    """Write a label map as a DAVIS result: mode P, 8 bit, 768-byte palette, same bytes for the same mask.
+    """Write a label map as DAVIS does: mode P, 8 bits, 768-byte palette; the same mask gives the same bytes.
 
     Args:
         path: a .png; written whole or not at all.

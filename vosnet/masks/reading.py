@@ -1,4 +1,4 @@
-"""Reading a mask of any kind: what the file holds decides how it is understood, and the result says so."""
+"""Reading masks of any kind; how a file was read is decided by its content and stated in the result."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from PIL import Image, ImageOps
 from vosnet.errors import InputError
 from vosnet.masks.colors import ids_from_colors
 from vosnet.masks.labels import object_ids, summarize_mask
-from vosnet.masks.palette import DAVIS_PALETTE, RGB
+from vosnet.masks.palette import RGB, palette_colors
 
 MAX_PIXELS = 8192 * 8192  # below Pillow's own limit, which only warns up to twice its value
 LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"})
 _EXIF_ORIENTATION = 0x0112
-_FLAT = 0.5  # share of in-between pixels equal to right and lower neighbor; label maps have more, edges less
+_FLAT = 0.5  # share of in-between pixels equal to their right and lower neighbors: ids have more, edges less
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask as it was understood.
+    """A mask and how it was read.
 
     Attributes:
-        path: where it came from.
+        path: the image file.
         ids: object ids, [H, W]; 0 is background.
         kind: "palette", "grey", "binary", "color", "color with alpha", or with a "16-bit " / "1-bit " prefix.
-        warnings: what the user should know, one sentence each.
-        colors: object id -> drawn color, for color masks only; pass it on as `known_colors`.
+        warnings: messages for the user.
+        colors: object id -> color, of color masks only; pass it on as `known_colors`.
     """
 
     path: str
@@ -55,7 +55,7 @@ class MaskFile:
         return summarize_mask(self.ids)
 
     def require_objects(self) -> MaskFile:
-        """Itself, if it holds at least one object.
+        """Itself, if it has at least one object.
 
         Raises:
             InputError: every pixel is background.
@@ -73,19 +73,19 @@ def read_mask(
     from_jpeg: bool = False,
     known_colors: Mapping[int, RGB] | None = None,
 ) -> MaskFile:
-    """Read object ids from a palette, grey, binary, color, 16-bit or 1-bit image.
+    """Read object ids from a palette, gray, binary, color, 16-bit or 1-bit image.
 
-    Palette indices and grey values are ids, kept exactly. An image of only 0 and 255 (or 65535) is one
-    object, id 1. Colors become ids as `ids_from_colors` says; black and transparent are background. Soft
+    Palette indices and gray values are ids, kept exactly. An image of only 0 and 255 (or 65535) is one
+    object with id 1. Colors become ids by `ids_from_colors`; black and transparent are background. Soft
     edges are cut at one half, with a warning. An EXIF rotation is applied.
 
     Args:
         path: the image file.
-        from_jpeg: accept lossily compressed files and undo their noise.
+        from_jpeg: accept lossy formats and remove their compression noise.
         known_colors: id -> color of an earlier mask of the same video, so that a color keeps its id.
 
     Raises:
-        InputError: missing, unreadable, too large, lossy without `from_jpeg`, no mask, over 255 objects.
+        InputError: missing, unreadable, too large, lossy without `from_jpeg`, not a mask, over 255 objects.
     """
     name = os.fspath(path)
     with _open(name) as image:
@@ -106,10 +106,10 @@ def read_mask(
 
 
 def read_label_map(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """Object ids [H, W] of a result as the official evaluations read it: values as they stand, no guesses.
+    """Object ids [H, W] of a result, read as the official evaluations do, without interpretation.
 
-    Palette indices (mode P) and grey values (mode L) are ids; only a grey file of nothing but 0 and 255 is
-    understood, as one object with id 1. Much faster than `read_mask`.
+    Palette indices (mode P) and gray values (mode L) are ids, except that a gray file of only 0 and 255 is
+    one object with id 1. Much faster than `read_mask`.
 
     Raises:
         InputError: missing, unreadable, too large, or colors instead of ids.
@@ -151,7 +151,7 @@ def _open(name: str) -> Image.Image:
 
 
 def _decode(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
-    """The decoded picture, upright, and notes on what was done to it."""
+    """The decoded image, upright, and notes on what was done to it."""
     try:
         image.load()
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -159,7 +159,7 @@ def _decode(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
         frames = getattr(image, "n_frames", 1)
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError("E240", f"cannot read mask {name}: truncated or corrupt ({error})") from error
-    notes = [f"rotated as its EXIF orientation {orientation} says"] if orientation != 1 else []
+    notes = [f"rotated by its EXIF orientation {orientation}"] if orientation != 1 else []
     if frames > 1:
         notes.append(f"only the first of its {frames} frames is used")
     return upright, notes
@@ -179,7 +179,7 @@ def _understand(image: Image.Image, name: str, known: Mapping[RGB, int], *, loss
         return _from_color(image.convert("RGBA"), name, known, lossy=lossy)
     if mode in {"RGB", "CMYK", "YCbCr"}:
         return _from_color(image.convert("RGB"), name, known, lossy=lossy)
-    raise InputError("E246", f"{name}: images of mode {mode} are not understood as masks", "Save it as PNG.")
+    raise InputError("E246", f"{name}: image mode {mode} is not supported for masks", "Save it as PNG.")
 
 
 def _from_palette(image: Image.Image, name: str, known: Mapping[RGB, int]) -> MaskFile:
@@ -187,7 +187,7 @@ def _from_palette(image: Image.Image, name: str, known: Mapping[RGB, int]) -> Ma
     palette = bytes(image.getpalette("RGB") or [])
     colors = {index: tuple(palette[3 * index : 3 * index + 3]) for index in [0, *object_ids(indices)]}
     black = [index for index, color in colors.items() if color == (0, 0, 0)]
-    if palette[:3] not in {b"", b"\0\0\0"} and black:  # a color reducer ordered the palette, not a person
+    if palette[:3] not in {b"", b"\0\0\0"} and black:  # the order of a color quantizer, not of ids
         mask = _from_color(image.convert("RGB"), name, known, lossy=False)
         note = f"palette entry 0 is not black but entry {black[0]} is: read by color, not by index"
         return MaskFile(name, mask.ids, mask.kind, (note, *mask.warnings), mask.colors)
@@ -231,7 +231,7 @@ def _from_color(image: Image.Image, name: str, known: Mapping[RGB, int], *, loss
         alpha, kind = pixels[..., 3], "color with alpha"
         soft = int(((alpha > 0) & (alpha < 255)).sum())
         if soft:
-            notes.append(f"soft edges: {soft} half-transparent pixels cut at one half")
+            notes.append(f"soft edges: {soft} semi-transparent pixels cut at one half")
         rgb[alpha < 128] = 0
     grey = rgb[..., 0]
     if (grey == rgb[..., 1]).all() and (grey == rgb[..., 2]).all() and not _is_davis_grey(grey):
@@ -240,19 +240,19 @@ def _from_color(image: Image.Image, name: str, known: Mapping[RGB, int], *, loss
         return MaskFile(name, mask.ids, kind, (*notes, *mask.warnings))
     colored = ids_from_colors(rgb, path=name, known=known, lossy=lossy)
     if colored.blended:
-        notes.append(f"soft edges: {colored.blended} blended pixels went to the nearest object color")
+        notes.append(f"soft edges: {colored.blended} blended pixels set to the nearest object color")
     return MaskFile(name, colored.ids, kind, tuple(notes), colored.colors)
 
 
 def _is_davis_grey(grey: npt.NDArray[np.uint8]) -> bool:
-    """All values are greys of the DAVIS palette: (128, 128, 128) is object 7, not object 128."""
-    table = np.frombuffer(DAVIS_PALETTE, np.uint8).reshape(256, 3)
-    greys = {int(r) for r, g, b in table if r == g == b}
-    return {int(value) for value in np.unique(grey)} <= greys
+    """All values are grays of the DAVIS palette: (128, 128, 128) is object 7, not object 128."""
+    return set(np.unique(grey).tolist()) <= {
+        red for red, green, blue in palette_colors() if red == green == blue
+    }
 
 
 def _is_soft(values: npt.NDArray[np.generic], top: int) -> bool:
-    """In-between values change from pixel to pixel (edges), unlike ids, which fill areas."""
+    """Whether in-between values vary from pixel to pixel (edges) instead of filling areas (ids)."""
     numbers = values.astype(np.int64)
     between = (numbers > 0) & (numbers < top)
     if int(numbers.max()) < (top + 1) // 2 or not between.any():
@@ -272,5 +272,5 @@ def _cut(values: npt.NDArray[np.generic], name: str, top: int) -> MaskFile:
 def _void_note(values: npt.NDArray[np.uint8]) -> tuple[str, ...]:
     ids = object_ids(values)
     if 255 in ids and len(ids) > 1:
-        return ("id 255 is kept as an object; some data sets mean 'ignore' by it",)
+        return ("id 255 is kept as an object; in some datasets it means 'ignore'",)
     return ()

@@ -1,4 +1,4 @@
-"""How good a mask is: region similarity J, boundary accuracy F, and DAVIS' and YouTube-VOS' summaries."""
+"""Quality of masks: region similarity J, boundary accuracy F, and the summaries of DAVIS and YouTube-VOS."""
 
 from vosnet.metrics.scores import ObjectScores, score_frames
 from vosnet.metrics.similarity import boundary_accuracy, boundary_radius, region_similarity, similarities

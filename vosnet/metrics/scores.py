@@ -1,4 +1,4 @@
-"""J and F of every object in every frame of a sequence, a few frames in memory at a time."""
+"""J and F of every object in every frame of a sequence, with few frames in memory at a time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vosnet.metrics.similarity import Floats, similarities
-
-_FRAMES = 4  # as many pairs as `similarities` packs into one image
+from vosnet.metrics.similarity import PAIRS, Floats, similarities
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def score_frames(
     """J and F of `objects` in each (predicted, annotated) pair of label maps.
 
     Args:
-        frames: pairs of object ids, [H, W] each; consumed four at a time.
+        frames: pairs of label maps, [H, W] each; consumed four at a time.
         objects: the ids to score.
 
     Returns:
@@ -60,7 +58,7 @@ def _groups(
     for pred, true in frames:
         if pred.shape != true.shape:
             raise ValueError(f"label maps of a frame differ in size: {pred.shape} and {true.shape}")
-        if group and (len(group) == _FRAMES or group[0][0].shape != pred.shape):
+        if group and (len(group) == PAIRS or group[0][0].shape != pred.shape):
             yield np.stack([p for p, _ in group]), np.stack([t for _, t in group])
             group = []
         group.append((pred, true))

@@ -1,8 +1,8 @@
 """Region similarity J and boundary accuracy F of binary masks, four pairs at a time.
 
-Eight binary maps, the predictions and the annotations of four pairs, share one uint8 image: one bit each.
-Boundary tracing and dilation then take one bitwise operation where the plain way takes eight, and only on the
-bounding box.
+The predictions and annotations of four pairs, eight binary maps, share one uint8 image, one bit each.
+Boundary tracing and dilation then take one bitwise operation instead of eight, and only within the bounding
+box.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from einops import rearrange
 
 Bools = npt.NDArray[np.bool_]
 Bits = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 BOUNDARY_TOLERANCE = 0.008  # share of the image diagonal, as in davis2017-evaluation
-_PAIRS = 4  # pairs in one uint8 image: predictions in bits 0-3, annotations in bits 4-7
+PAIRS = 4  # pairs in one uint8 image: predictions in bits 0-3, annotations in bits 4-7
 _BIT_TABLE = (np.arange(256)[:, None] >> np.arange(8)) & 1  # [value, bit]
 
 
@@ -32,7 +33,7 @@ def region_similarity(pred: npt.NDArray[Any], true: npt.NDArray[Any]) -> Floats:
         true: annotated masks of the same shape.
 
     Returns:
-        One value within 0..1 per pair, [...].
+        One value in 0..1 per pair, [...].
 
     Raises:
         ValueError: shapes differ or are not [..., H, W].
@@ -54,10 +55,10 @@ def boundary_accuracy(
     Args:
         pred: predicted masks, nonzero is object, [..., H, W].
         true: annotated masks of the same shape.
-        tolerance: matching radius as a share of the image diagonal; from 1 on, in pixels.
+        tolerance: matching radius as a share of the image diagonal, or in pixels if at least 1.
 
     Returns:
-        One value within 0..1 per pair, [...].
+        One value in 0..1 per pair, [...].
 
     Raises:
         ValueError: shapes differ or are not [..., H, W].
@@ -82,8 +83,8 @@ def similarities(pred: Bools, true: Bools, *, tolerance: float = BOUNDARY_TOLERA
     """
     radius = boundary_radius((pred.shape[1], pred.shape[2]), tolerance)
     region, boundary = np.empty(len(pred)), np.empty(len(pred))
-    for start in range(0, len(pred), _PAIRS):
-        group = slice(start, start + _PAIRS)
+    for start in range(0, len(pred), PAIRS):
+        group = slice(start, start + PAIRS)
         masks = _crop(pred[group], true[group])  # [2, n, h, w]
         if masks is None:
             region[group] = boundary[group] = 1.0  # both empty: a correctly absent object is a full match
@@ -94,9 +95,9 @@ def similarities(pred: Bools, true: Bools, *, tolerance: float = BOUNDARY_TOLERA
 
 
 def _crop(pred: Bools, true: Bools) -> tuple[Bools, Bools] | None:
-    """Both stacks cut to the box around everything in them, with one pixel around it; None if all is empty.
+    """Both stacks cut to their common bounding box and a margin of one pixel; None if all masks are empty.
 
-    The extra pixel holds the boundary above and left of the object; beyond it nothing can differ.
+    The margin holds the boundary above and to the left of the object; nothing differs beyond it.
     """
     either: Bools = np.logical_or.reduce(pred) | np.logical_or.reduce(true)
     rows = np.flatnonzero(either.any(axis=1))
@@ -125,7 +126,7 @@ def _boundary_scores(masks: tuple[Bools, Bools], radius: int) -> Floats:
     found = _count_bits(matched)
     n = len(masks[0])
     return np.array(
-        [_f_measure(found[i], total[i], found[i + _PAIRS], total[i + _PAIRS]) for i in range(n)], np.float64
+        [_f_measure(found[i], total[i], found[i + PAIRS], total[i + PAIRS]) for i in range(n)], np.float64
     )
 
 
@@ -139,14 +140,15 @@ def _f_measure(pred_found: int, pred_total: int, true_found: int, true_total: in
 
 
 def _pack(masks: tuple[Bools, Bools]) -> Bits:
-    """One bit per mask, [h + 1, w + 1]; the last row and column are repeated.
+    """One bit per mask, [h + 1, w + 1], with the last row and column repeated.
 
-    Repeating makes the border follow the official rule: the last row looks right only, the last column down.
+    The repetition follows the official rule at the border: the last row is compared to the right only, the
+    last column downwards only.
     """
     pred, true = masks
     n, height, width = pred.shape
     inner = np.zeros((height, width), np.uint8)
-    empty = (None,) * (_PAIRS - n)
+    empty = (None,) * (PAIRS - n)
     for mask in reversed((*pred, *empty, *true, *empty)):
         inner += inner  # shifts left by one; numpy's `<<` is several times slower
         if mask is not None:
@@ -166,7 +168,7 @@ def _trace(bits: Bits) -> Bits:
 def _dilate(boundary: Bits, radius: int) -> Bits:
     """Each bit plane dilated by the closed disk y^2 + x^2 <= radius^2, [h, w].
 
-    Columns of the disk are vertical runs that grow towards its middle, so one run image grows along.
+    Columns of the disk are vertical runs that grow toward its center, so one image of runs is grown in place.
     """
     height, width = boundary.shape
     stride = width + radius  # zero columns on the right: a shift of the flat image cannot reach the next row
@@ -189,7 +191,7 @@ def _dilate(boundary: Bits, radius: int) -> Bits:
 
 
 def _count_bits(values: npt.NDArray[Any]) -> list[int]:
-    """How many of `values` have each of the eight bits set."""
+    """For each of the eight bits, in how many `values` it is set."""
     counts: list[int] = (np.bincount(values, minlength=256) @ _BIT_TABLE).tolist()
     return counts
 
@@ -201,4 +203,4 @@ def _checked(pred: npt.NDArray[Any], true: npt.NDArray[Any]) -> tuple[Bools, Boo
 
 
 def _flat(masks: Bools) -> Bools:
-    return masks.reshape(-1, *masks.shape[-2:])
+    return rearrange(masks, "... h w -> (...) h w")

@@ -1,4 +1,4 @@
-"""From scores per frame to the numbers that papers print: DAVIS-2017 and YouTube-VOS."""
+"""Summaries of the scores per frame that papers report: DAVIS-2017 and YouTube-VOS."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def evaluate_sequence(
         Scores by object id, over the T - 2 frames that count.
 
     Raises:
-        InputError: fewer than three frames, so that none counts.
+        InputError: fewer than three frames.
         ValueError: lengths or sizes differ.
     """
     if len(annotated) < 3:
@@ -49,11 +49,10 @@ def statistics(values: Floats) -> tuple[float, float, float]:
     """Mean, recall and decay of one object's scores, as davis2017-evaluation computes them.
 
     Recall is the share of frames strictly above 0.5. Decay is the mean of the first quarter minus the mean of
-    the last; neighboring quarters share the frame at their edge. The official code keeps the edges in 8 bits,
-    so they wrap beyond 256 scored frames; that is reproduced.
+    the last; neighboring quarters share a frame. The official code stores the edges in 8 bits, so they wrap
+    beyond 256 scored frames; this is reproduced.
 
-    Differs: where wrapping leaves a quarter without frames the official decay is NaN; here it is computed
-    from the edges before wrapping.
+    Differs: if wrapping leaves a quarter empty, the official decay is NaN; here the unwrapped edges are used.
 
     Args:
         values: scores of the frames that count, [n], n >= 1.
@@ -71,7 +70,7 @@ def object_statistics(scores: ObjectScores) -> dict[str, float]:
 
 
 def summarize(objects: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Means over objects (not over sequences), and J&F as the mean of both means.
+    """Means over objects (not over sequences), and J&F as the mean of J_mean and F_mean.
 
     Args:
         objects: `STATISTICS` of each object.
@@ -88,15 +87,15 @@ def summarize(objects: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 def four_way_mean(
     objects: Mapping[str, Mapping[str, float]], seen: Mapping[str, bool]
 ) -> dict[str, float | None]:
-    """YouTube-VOS: J and F averaged over objects of seen and of unseen categories apart, then over the four.
+    """YouTube-VOS: J and F averaged separately over seen and unseen categories, and the mean of the four.
 
     Args:
         objects: at least J_mean and F_mean of each object.
         seen: whether the object's category occurs in the training set.
 
     Returns:
-        J_seen, F_seen, J_unseen, F_unseen and their mean, overall. None for a group without objects;
-        `overall` is then the mean of the others.
+        J_seen, F_seen, J_unseen, F_unseen and their mean, overall. A group without objects is None and left
+        out of `overall`.
     """
     groups: dict[str, float | None] = {}
     for name, wanted in (("seen", True), ("unseen", False)):

@@ -1,4 +1,4 @@
-"""A scene is a pure function of its seed: frame t and its exact mask can be rendered in any order."""
+"""Generated scenes: any frame and its exact mask, as a pure function of the seed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SyntheticClip:
 
 @dataclass(frozen=True)
 class _Wave:
-    """A value that swings: `center + amplitude * sin(2 pi (t / period + phase))`."""
+    """`center + amplitude * sin(2 pi (t / period + phase))`."""
 
     center: float
     amplitude: float
@@ -42,7 +42,7 @@ class _Wave:
 
 @dataclass(frozen=True)
 class _Body:
-    """A deforming blob in its own texture; `label` 0 makes it a distractor that belongs to the background."""
+    """A deforming textured blob; with `label` 0 it is a distractor, part of the background."""
 
     label: int
     texture: NDArray[np.float32]
@@ -53,7 +53,7 @@ class _Body:
     lobes: tuple[_Wave, ...]
 
     def outline(self, direction: NDArray[np.float32], t: float) -> NDArray[np.float32]:
-        """Distance of the outline from the center relative to the radius, for directions in radians."""
+        """Distance of the outline from the center over the radius, for directions in radians."""
         relative = np.ones_like(direction)
         for order, lobe in enumerate(self.lobes, start=2):
             relative += np.float32(lobe(t)) * np.cos(order * direction + np.float32(2 * np.pi * lobe.phase))
@@ -63,15 +63,15 @@ class _Body:
 class Scene:
     """Several textured objects, distractors of similar color, and a moving camera.
 
-    Object 1 passes in front of object 2, which is hidden for a while; object 3 leaves the frame and comes
-    back; further objects wander. All objects are visible in frame 0. Distractors share an object's palette,
-    so that color alone does not tell them apart. Motion is periodic: a scene may be as long as you like.
+    Object 1 passes in front of object 2 and hides it for a while; object 3 leaves the frame and returns;
+    further objects wander. All objects are visible in frame 0. Distractors share an object's palette, so that
+    color alone does not tell them apart. Motion is periodic, so a scene can have any length.
 
     Args:
-        seed: the scene is a pure function of it.
+        seed: determines the scene.
         size: height and width in pixels, at least 48 each.
-        num_objects: labelled objects, 1 to 254.
-        num_distractors: unlabelled objects.
+        num_objects: labeled objects, 1 to 254.
+        num_distractors: unlabeled objects.
 
     Raises:
         UsageError: a size or a count is out of range.
@@ -107,10 +107,8 @@ class Scene:
     def _render_background(self, t: int) -> NDArray[np.float32]:
         h, w = self.size
         scale = 2.0 * _TEXTURE_SIZE / (1.5 * max(h, w)) / self._zoom(t)
-        shift_x, shift_y = (
-            _TEXTURE_SIZE - scale * (w / 2 + self._pan[0](t)),
-            _TEXTURE_SIZE - scale * (h / 2 + self._pan[1](t)),
-        )
+        shift_x = _TEXTURE_SIZE - scale * (w / 2 + self._pan[0](t))
+        shift_y = _TEXTURE_SIZE - scale * (h / 2 + self._pan[1](t))
         to_texture = np.array([[scale, 0, shift_x], [0, scale, shift_y]], np.float32)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         image = cv2.warpAffine(
@@ -176,17 +174,16 @@ def _make_bodies(
     radius = min(0.19 * h, 0.36 * w / max(num_objects, 2))
     bodies = []
     for i in range(num_objects):
-        sway = 0.05 * h
         start = columns[i] * w
         x = _wave(rng, start, 0.25 * w, 60, 90)
-        if i < 2:  # the first two swing against each other and meet half-way
+        if i < 2:  # the first two swing in opposite phase and meet half-way
             other = columns[1 - i] * w if num_objects > 1 else start
             x = _Wave((start + other) / 2, (start - other) / 2, 64, 0.25)
         elif i == 2:  # leaves through the nearest side and returns
             x = _Wave(start - 0.02 * w, 0.55 * w, 84, 0.0)
         else:
             x = _Wave(start - x.amplitude * np.sin(2 * np.pi * x.phase), x.amplitude, x.period, x.phase)
-        y = _wave(rng, h * (0.5 if i < 2 else rng.uniform(0.3, 0.7)), sway, 30, 60)
+        y = _wave(rng, h * (0.5 if i < 2 else rng.uniform(0.3, 0.7)), 0.05 * h, 30, 60)
         bodies.append(_make_body(rng, i + 1, palettes[i], x, y, radius * rng.uniform(0.85, 1.1)))
     distractors = []
     for i in range(num_distractors):

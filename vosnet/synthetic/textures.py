@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def random_palette(rng: np.random.Generator, num_colors: int = 4) -> NDArray[np.float32]:
-    """Colors of one object, [num_colors, 3] in 0..255, spread in brightness so that patterns show."""
+    """Colors of one object, [num_colors, 3] in 0..255, spread in brightness so that patterns are visible."""
     brightness = rng.permutation(np.linspace(40, 215, num_colors))
     tint = rng.uniform(-70, 70, (num_colors, 3))
     return np.clip(brightness[:, None] + tint, 0, 255).astype(np.float32)
@@ -22,7 +22,7 @@ def random_texture(
 ) -> NDArray[np.float32]:
     """A texture of `size` x `size` pixels, [size, size, 3] in 0..255.
 
-    Smooth noise of several octaves (cells per side) chooses the palette color; fine noise modulates the
+    Smooth noise of several octaves (cells per side) selects the palette color; fine noise modulates the
     brightness.
     """
     height = np.sum([_noise(rng, size, cells) / cells**0.5 for cells in octaves], axis=0)

@@ -1,4 +1,4 @@
-"""Generated clips as files: a DAVIS layout, or a video."""
+"""Generated clips on disk, as a DAVIS dataset or a video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Geometry and pixels between the decoder and the network: crops, flips, similarity transforms, clips."""
+"""From decoded frames to network inputs: crops, warps, colors and training clips."""
 
 from vosnet.transforms.clip import Clip, Crops, Cut, assemble_clip
 from vosnet.transforms.crop import crop_frames, resize_short_side

@@ -1,4 +1,4 @@
-"""Square crops of uint8 frames at a random scale, and the resize that decoded clips are kept at."""
+"""Resizing decoded frames and cutting square crops out of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -13,9 +14,9 @@ Frames = npt.NDArray[np.uint8]
 
 
 def resize_short_side(frame: Frames, short_side: int) -> Frames:
-    """The frame with its shorter side at most `short_side` pixels, aspect kept, bilinear with antialiasing.
+    """The frame with its shorter side at most `short_side` pixels, same aspect, bilinear with antialiasing.
 
-    Smaller frames come back unchanged: enlarging adds bytes, not content.
+    Smaller frames are returned unchanged: enlarging adds bytes, not content.
 
     Args:
         frame: RGB, [H, W, 3] uint8.
@@ -32,14 +33,14 @@ def resize_short_side(frame: Frames, short_side: int) -> Frames:
 def crop_frames(frames: Frames, boxes: Tensor, crop_size: int, *, flip: bool = False) -> Tensor:
     """Cut one square per frame and resize it to `crop_size`, bilinear with antialiasing.
 
-    Differs: the authors resize the whole frame and then crop; cutting first gives the same pixels up to the
-    reach of the filter at the border, for a fraction of the work.
+    Differs: the authors resize the whole frame and then crop; cutting first is much cheaper and gives the
+    same pixels, except within the filter's reach of the border.
 
     Args:
         frames: RGB, [T, H, W, 3] uint8.
         boxes: top, left and side of the square per frame in pixels, inside the frame, [T, 3] int64.
         crop_size: side of the result in pixels.
-        flip: mirror left and right.
+        flip: mirror left to right.
 
     Returns:
         [T, crop_size, crop_size, 3] uint8.
@@ -55,6 +56,6 @@ def crop_frames(frames: Frames, boxes: Tensor, crop_size: int, *, flip: bool = F
 def _resize(piece: Tensor, crop_size: int) -> Tensor:
     if piece.shape[0] == crop_size:
         return piece
-    image = piece.permute(2, 0, 1)[None]  # channels_last strides, which the uint8 kernel reads directly
+    image = rearrange(piece, "h w c -> c h w")[None]  # channels_last strides: uint8 needs no copy
     resized = F.interpolate(image, (crop_size, crop_size), mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0)
+    return rearrange(resized, "1 c h w -> h w c")

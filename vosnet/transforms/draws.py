@@ -1,4 +1,4 @@
-"""As many random numbers as an objective needs, all of them a function of the sample's own few draws."""
+"""Counter-based random numbers: any amount, derived from a sample's own few draws."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def more_draws(draws: Tensor, count: int, salt: int) -> Tensor:
     Args:
         draws: a sample's own numbers in [0, 1), [B, D] float32, as `Clip.draws`.
         count: numbers wanted per sample.
-        salt: another number gives other numbers; one per purpose.
+        salt: random stream id, one per purpose.
 
     Returns:
         Uniform in [0, 1), [B, count] float32.

@@ -1,4 +1,4 @@
-"""Clips from stills: a square seen through a homography that changes smoothly from frame to frame."""
+"""Training clips from still images: a square under a homography that changes smoothly over time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from vosnet.transforms.crop import Frames, resize_short_side
@@ -14,12 +15,12 @@ _CORNERS = ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))  # x, y; clockwi
 
 
 def corner_path(generator: torch.Generator, num_frames: int, strength: float) -> Tensor:
-    """Where the corners of a unit square go, [T, 4, 2] as (x, y), in units of its side.
+    """Corners of a moving unit square, [T, 4, 2] as (x, y), in units of its side.
 
-    Zhu et al. 2020 use "simple homography transformations"; the kinds and sizes are ours: shift by up to
-    `strength`, turn by up to `strength` radians, growth by up to a factor of exp(strength), and each corner
-    by itself by up to strength / 4. Each follows a parabola through time (three control points), so that
-    motion is smooth and does not repeat.
+    Zhu et al. 2020 use "simple homography transformations"; their kinds and sizes are ours: a shift of up to
+    `strength`, a rotation of up to `strength` radians, scaling by up to exp(strength), and a shift of each
+    corner of up to strength / 4. Each is a quadratic Bezier curve over time, so that motion is smooth and
+    does not repeat.
 
     Args:
         generator: consumed by 36 numbers.
@@ -34,21 +35,21 @@ def corner_path(generator: torch.Generator, num_frames: int, strength: float) ->
     cosine, sine = torch.cos(turn) * growth.exp(), torch.sin(turn) * growth.exp()
     x, y = square[:, 0], square[:, 1]
     turned = torch.stack([cosine * x - sine * y, sine * x + cosine * y], dim=2)
-    path: Tensor = turned + shift[:, None] + bend.view(num_frames, 4, 2) / 4
+    path: Tensor = turned + shift[:, None] + rearrange(bend, "t (corner xy) -> t corner xy", xy=2) / 4
     return path
 
 
 def place_path(corners: Tensor, side: float, size: tuple[int, int], place: Tensor) -> Tensor:
-    """The path in pixels of a frame, all of it inside: what is seen never leaves the picture.
+    """The path in pixels, placed entirely inside a frame.
 
     Args:
         corners: from `corner_path`, [T, 4, 2].
-        side: of the square in pixels; smaller when the path would not fit otherwise.
+        side: of the square in pixels; reduced if the path would not fit otherwise.
         size: (H, W) of the frame.
-        place: where in the room that is left the path lies, two numbers in [0, 1], (x, y).
+        place: position within the free space, (x, y) in [0, 1].
 
     Returns:
-        Corners as (x, y) with pixel centres at whole numbers, [T, 4, 2].
+        Corners as (x, y) with pixel centers at whole numbers, [T, 4, 2].
     """
     room = torch.tensor([size[1] - 1, size[0] - 1], dtype=corners.dtype)
     low, high = corners.flatten(0, 1).amin(0), corners.flatten(0, 1).amax(0)
@@ -57,10 +58,10 @@ def place_path(corners: Tensor, side: float, size: tuple[int, int], place: Tenso
 
 
 def warp_still(frame: Frames, corners: Tensor, crop_size: int) -> Tensor:
-    """One picture seen through a path of squares.
+    """One image seen through a path of squares.
 
-    The picture is first scaled down, with antialiasing, to about the resolution of the result; then every
-    pixel is read at its exact place, bilinearly.
+    The image is first scaled down, with antialiasing, to about the resolution of the result, and then
+    sampled bilinearly.
 
     Args:
         frame: RGB, [H, W, 3] uint8.
@@ -76,18 +77,18 @@ def warp_still(frame: Frames, corners: Tensor, crop_size: int) -> Tensor:
     small = resize_short_side(frame, math.ceil(min(H, W) / shrink))
     h, w = small.shape[:2]
     factor = torch.tensor([w / W, h / H], dtype=corners.dtype)
-    points = (corners + 0.5) * factor - 0.5  # pixel centres at whole numbers in both
+    points = (corners + 0.5) * factor - 0.5  # pixel centers at whole numbers in both
     grid = _square_grid(_square_to(points), crop_size)  # [T, crop, crop, 2] in pixels
     limit = torch.tensor([w - 1, h - 1], dtype=grid.dtype)
     unit = (grid / limit * 2 - 1).to(torch.float32)
-    image = torch.from_numpy(small.copy()).permute(2, 0, 1).to(torch.float32)
+    image = rearrange(torch.from_numpy(small.copy()), "h w c -> c h w").to(torch.float32)
     images = image.expand(len(corners), -1, -1, -1)
     seen = F.grid_sample(images, unit, mode="bilinear", padding_mode="border", align_corners=True)
-    return seen.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return rearrange(seen.round().clamp(0, 255).to(torch.uint8), "t c h w -> t h w c").contiguous()
 
 
 def _square_to(points: Tensor) -> Tensor:
-    """Homographies from the unit square about 0 to quadrilaterals [T, 4, 2]; [T, 3, 3]."""
+    """Homographies from the unit square around 0 to quadrilaterals [T, 4, 2]; [T, 3, 3]."""
     x, y = torch.tensor(_CORNERS, dtype=points.dtype).unbind(1)
     one, zero = torch.ones_like(x), torch.zeros_like(x)
     rows = []
@@ -101,8 +102,8 @@ def _square_to(points: Tensor) -> Tensor:
 
 
 def _square_grid(homography: Tensor, crop_size: int) -> Tensor:
-    """Where the pixel centres of a crop_size x crop_size square go, [T, crop_size, crop_size, 2]."""
-    centre = (torch.arange(crop_size, dtype=homography.dtype) + 0.5) / crop_size - 0.5
-    y, x = torch.meshgrid(centre, centre, indexing="ij")
+    """Where a homography maps the pixel centers of the square, [T, crop_size, crop_size, 2]."""
+    center = (torch.arange(crop_size, dtype=homography.dtype) + 0.5) / crop_size - 0.5
+    y, x = torch.meshgrid(center, center, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], dim=-1) @ homography.transpose(1, 2)[:, None]
     return points[..., :2] / points[..., 2:]

@@ -1,4 +1,4 @@
-"""Color jitter in Lab, where lightness, contrast, saturation and hue are a shift, two scales and a turn."""
+"""Color jitter in Lab, where brightness is a shift, contrast and saturation scale, and hue rotates."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ NUM_DRAWS = 5
 def jitter_lab(frames: Tensor, draws: Tensor, *, probability: float, strength: float) -> Tensor:
     """Change lightness, contrast, saturation and hue of some frames.
 
-    The papers name the probability only. Ours: brightness shifts L by up to `strength` of its half range,
-    contrast scales L about the frame's mean, saturation scales a and b, hue turns them by up to `strength`
+    The papers state only the probability. Ours: brightness shifts L by up to `strength` of its half range,
+    contrast scales L about the frame's mean, saturation scales a and b, hue rotates them by up to `strength`
     half turns; each amount is uniform.
 
     Args:
         frames: scaled Lab, [N, 3, H, W].
         draws: uniform numbers in [0, 1), [N, NUM_DRAWS].
         probability: share of the frames that are changed.
-        strength: largest change, 0 leaves everything as it is.
+        strength: largest change; 0 changes nothing.
     """
     chosen = (draws[:, 0] < probability).to(frames.dtype)
     amount = (draws[:, 1:] * 2 - 1) * strength * chosen[:, None]

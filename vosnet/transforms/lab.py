@@ -1,4 +1,4 @@
-"""CIE Lab, the color space of MAST and the memory tracker: lightness apart from two chroma channels."""
+"""CIE Lab, the color space of MAST and the memory tracker: lightness and two chroma channels."""
 
 from __future__ import annotations
 
@@ -31,20 +31,18 @@ def rgb_to_lab(images: Tensor, *, channel_dim: int = -3) -> Tensor:
 
 
 def scaled_lab(images: Tensor) -> Tensor:
-    """What encoders with `color_space: lab` see: (L - 50) / 50, a / 127 and b / 127 of `[..., 3, H, W]`."""
-    lab = rgb_to_lab(images)
-    shape = (3, 1, 1)
-    offset = torch.tensor([50.0, 0.0, 0.0], device=lab.device).view(shape)
-    scale = torch.tensor([50.0, 127.0, 127.0], device=lab.device).view(shape)
-    return (lab - offset) / scale
+    """Lab scaled for encoders with `color_space: lab`: (L - 50) / 50, a / 127, b / 127, [..., 3, H, W]."""
+    offset = torch.tensor([50.0, 0.0, 0.0], device=images.device)[:, None, None]
+    scale = torch.tensor([50.0, 127.0, 127.0], device=images.device)[:, None, None]
+    return (rgb_to_lab(images) - offset) / scale
 
 
 def encoder_input(images: Tensor, color_space: ColorSpace) -> Tensor:
-    """Images as an encoder of that color space takes them, float32.
+    """Images normalized for an encoder of that color space, float32.
 
     Args:
         images: RGB, [..., 3, H, W], uint8 or float values in 0..255.
-        color_space: "rgb": ImageNet's mean and deviation taken out; "lab": `scaled_lab`.
+        color_space: "rgb": `normalize_images`; "lab": `scaled_lab`.
     """
     return scaled_lab(images) if color_space == "lab" else normalize_images(images)
 
@@ -55,10 +53,10 @@ def _linear(images: Tensor) -> Tensor:
 
 
 def _linear_table(device: torch.device) -> Tensor:
-    """The 256 values that uint8 can mean: a look-up instead of a power per pixel."""
+    """`_linear` of all 256 uint8 values: a lookup is cheaper than a power per pixel."""
     return _linear(torch.arange(256, device=device))
 
 
 def _root(t: Tensor) -> Tensor:
-    """Cube root, with CIE's straight line near black."""
+    """Cube root, with CIE's linear segment near black."""
     return torch.where(t > _EPSILON, t.clamp(min=_EPSILON) ** (1 / 3), t / (3 * (6 / 29) ** 2) + 4 / 29)

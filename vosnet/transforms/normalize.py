@@ -1,4 +1,4 @@
-"""Pixel values as the encoder expects them."""
+"""Normalization of RGB images for the encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize_images(images: Tensor, *, channel_dim: int = -3) -> Tensor:
-    """RGB values 0..255 as float32 with ImageNet's mean 0 and deviation 1; the memory layout is kept.
+    """RGB values 0..255 minus ImageNet's mean over its standard deviation, float32, same memory layout.
 
     Args:
         images: uint8 or float values in 0..255, any shape with 3 channels at `channel_dim`.

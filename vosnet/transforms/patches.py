@@ -1,4 +1,4 @@
-"""Overlapping patches of randomly cropped frames: the nodes of a space-time graph, in one interpolation."""
+"""Overlapping patches of randomly cropped frames, the nodes of CRW's space-time graph."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 ATTEMPTS = 10
@@ -13,10 +14,10 @@ DRAWS_PER_BOX = 2 * ATTEMPTS + 2
 
 
 def random_boxes(draws: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
-    """Random parts of a square as `RandomResizedCrop` of torchvision draws them.
+    """Random boxes in a square, drawn like torchvision's `RandomResizedCrop`.
 
-    Area uniform, aspect ratio log-uniform, tried `ATTEMPTS` times until the part fits into the square, which
-    is taken whole when none does; then a uniform position.
+    Uniform area and log-uniform aspect ratio, drawn up to `ATTEMPTS` times until the box fits into the square
+    (the whole square if none does), then a uniform position.
     Differs: positions and sizes are continuous, where torchvision takes whole pixels.
 
     Args:
@@ -39,17 +40,17 @@ def random_boxes(draws: Tensor, scale: tuple[float, float], ratio: tuple[float, 
 
 
 def patches_per_side(side: int, patch_size: int, patch_stride: int) -> int:
-    """Windows of `patch_size` pixels that fit into `side` pixels at that stride; 0 when none does."""
+    """How many windows of `patch_size` pixels fit into `side` pixels at that stride."""
     return 0 if side < patch_size else (side - patch_size) // patch_stride + 1
 
 
 def cut_patches(
     frames: Tensor, frame_boxes: Tensor, patch_boxes: Tensor, *, patch_size: int, patch_stride: int
 ) -> Tensor:
-    """Crop every frame and resize it back, cut it into overlapping patches, crop each and resize it back.
+    """Crop and resize every frame, cut it into overlapping patches, then crop and resize each patch.
 
     Both crops only enlarge. Differs: the authors resize twice; here the two maps are composed and each patch
-    is read from the frame by one bilinear interpolation, which blurs less.
+    is sampled from the frame by one bilinear interpolation, which blurs less.
 
     Args:
         frames: [F, 3, S, S] float.
@@ -61,7 +62,7 @@ def cut_patches(
     Returns:
         [F, N, 3, patch_size, patch_size].
     """
-    num_frames, channels, S, _ = frames.shape
+    S = frames.shape[-1]
     per_side = patches_per_side(S, patch_size, patch_stride)
     corner = torch.arange(per_side, device=frames.device) * (patch_stride / S)
     along_x, along_y = corner.repeat(per_side), corner.repeat_interleave(per_side)  # [N], row-major
@@ -74,6 +75,6 @@ def cut_patches(
         axes.append(2 * in_frame - 1)
     x, y = axes[0][:, :, None, :], axes[1][:, :, :, None]
     grid = torch.stack([x.expand(-1, -1, patch_size, -1), y.expand(-1, -1, -1, patch_size)], dim=-1)
-    grid = grid.flatten(1, 2).to(frames.dtype)  # [F, N * patch_size, patch_size, 2]
+    grid = rearrange(grid, "f n y x xy -> f (n y) x xy").to(frames.dtype)
     patches = F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return patches.view(num_frames, channels, -1, patch_size, patch_size).transpose(1, 2)
+    return rearrange(patches, "f c (n y) x -> f n c y x", y=patch_size)

@@ -1,4 +1,4 @@
-"""Color jitter as one 3x3 matrix and one offset per image: cheap enough to do in every training step."""
+"""Color jitter as one 3x3 matrix and one offset per image, cheap enough for every training step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """How strongly colors change.
+    """Strengths of the color changes.
 
     Attributes:
         brightness: factor within 1 +- brightness.
         contrast: factor within 1 +- contrast, about the image's mean luma.
         saturation: factor within 1 +- saturation.
-        hue: turn of the color circle within +- hue, in whole turns.
+        hue: rotation of the color circle within +- hue, in whole turns.
         probability: of changing an image's colors at all.
-        gray_probability: of taking its colors away.
+        gray_probability: of making it gray.
     """
 
     brightness: float = 0.0
@@ -36,13 +36,13 @@ class ColorJitter:
 
 
 def jitter_colors(images: Tensor, draws: Tensor, jitter: ColorJitter) -> Tensor:
-    """Images under random brightness, contrast, saturation, hue, and now and then without color.
+    """Random brightness, contrast, saturation and hue; some images become gray.
 
     Differs: torchvision clips after each of the four; here their product is applied and clipped once.
 
     Args:
         images: RGB in 0..1, [N, 3, H, W].
-        draws: uniform in [0, 1), [N, ColorJitter.DRAWS], a fixed meaning per column.
+        draws: uniform in [0, 1), [N, ColorJitter.DRAWS]; each column has a fixed use.
         jitter: the strengths.
 
     Returns:
@@ -61,7 +61,7 @@ def jitter_colors(images: Tensor, draws: Tensor, jitter: ColorJitter) -> Tensor:
     gray = luma.expand(3, 3)
     color = torch.lerp(gray, torch.eye(3).to(images), saturation[:, None, None]) @ _hue_turn(hue)
     matrix = (bright * contrast)[:, None, None] * color  # [N, 3, 3]
-    # turning the hue and taking color away keep the luma, so the mean that contrast spreads from is bright's
+    # hue and saturation keep the luma, so only brightness moves the mean that contrast scales about
     mean = torch.einsum("nchw,c->n", images, luma) / images.shape[-2:].numel() * bright
     offset = ((1 - contrast) * mean)[:, None, None, None]
     return (torch.einsum("nij,njhw->nihw", matrix, images) + offset).clamp(0, 1)

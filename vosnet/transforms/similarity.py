@@ -1,7 +1,7 @@
-"""Similarity transforms between the two views of a clip: flip, then zoom into a part of the frame.
+"""Similarity transforms between the two views of a clip: a flip, then a zoom into part of the frame.
 
 A transform is `theta` [B, 2, 3] as `affine_grid` reads it with `align_corners=False`: it maps a point of
-the output (regularizing view) to the input (main view), both in units where the frame spans [-1, 1]:
+the output (regularizing view) to the input (main view), where the frame spans [-1, 1] in both:
 
     x_in = flip * (scale * x_out + shift_x)        y_in = scale * y_out + shift_y
 
@@ -20,9 +20,9 @@ def similarity_theta(scale: Tensor, shift_x: Tensor, shift_y: Tensor, flip: Tens
 
     Args:
         scale: side of the visible part relative to the frame, [B]; below 1 zooms in.
-        shift_x: centre of the visible part in the flipped frame, [B], frame spans [-1, 1].
+        shift_x: center of the visible part in the flipped frame, [B], frame spans [-1, 1].
         shift_y: the same, vertically.
-        flip: boolean [B], mirror left and right.
+        flip: mirror left to right, [B] bool.
     """
     sign = torch.where(flip, -1.0, 1.0).to(scale)
     zero = torch.zeros_like(scale)
@@ -39,7 +39,7 @@ def random_similarity(
     Differs: the position of the visible part is continuous, where the authors' code takes whole pixels.
 
     Args:
-        generator: consumed by exactly four numbers, whatever the options.
+        generator: always advanced by four numbers.
         zoom: smallest and largest side of the visible part relative to the frame, uniform, at most 1.
         flip_probability: how often the view is mirrored.
 
@@ -63,7 +63,7 @@ def invert_similarity(theta: Tensor) -> Tensor:
 
 
 def nearest_index(theta: Tensor, h: int, w: int) -> Tensor:
-    """Which cell of an h x w grid each output cell copies under nearest-neighbor warping, [B, h * w].
+    """The cell of an h x w grid that each output cell copies in nearest-neighbor warping, [B, h * w].
 
     Row-major `y * w + x`; -1 where the transform looks outside the grid. The same cells as `affine_grid` and
     `grid_sample(mode="nearest", padding_mode="zeros", align_corners=False)`.
@@ -91,7 +91,7 @@ def warp_nearest(feature: Tensor, index: Tensor) -> Tensor:
 
 
 def warp_images(frames: Tensor, theta: Tensor) -> Tensor:
-    """The frames seen through `theta`, bilinear, the same transform for all frames of a clip.
+    """Frames warped by `theta`, bilinear, with the same transform for all frames of a clip.
 
     Args:
         frames: [B, T, 3, H, W] float.
