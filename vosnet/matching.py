@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vosnet_kernels import knn_propagate, widened_readout, workspace_bytes, workspace_limit
+from vosnet_kernels import (
+    knn_propagate,
+    widened_readout,
+    windowed_readout,
+    workspace_bytes,
+    workspace_limit,
+)
 
 MAX_CHANNELS = 32  # value channels per call; the kernels keep their read-out in registers
 NEAREST_MAX_CHANNELS = 256  # here the search costs far more than the read-out, and every call repeats it
@@ -20,7 +26,7 @@ NEAREST_MAX_CHANNELS = 256  # here the search costs far more than the read-out, 
 
 @dataclass
 class Chunks:
-    """How much is done at once: smaller is slower and takes less memory, the result is the same.
+    """Chunk sizes: trade speed for memory; results do not change.
 
     Attributes:
         workspace_bytes: temporary memory of one kernel call; None is the kernels' default.
@@ -79,10 +85,10 @@ def nearest_readout(
         query: normalized features of one frame, [C, h, w].
         memory: normalized features of its context, [T, C, h, w].
         value: what is copied, [T, M, h, w]; any number of channels.
-        k: neighbours per query cell, over all frames together.
+        k: neighbors per query cell, over all frames together.
         temperature: divides the cosines before the softmax over those k.
         neighborhood: which cells are candidates.
-        chunks: how much is done at once.
+        chunks: chunk sizes.
 
     Returns:
         Readout, [M, h, w].
@@ -120,7 +126,7 @@ def window_readout(
         dilations: one per frame of memory; where it is more than 1, a window that much wider is searched
             first and says where the window lies. See `widened_readout`.
         outside: what becomes of cells beyond the frame; see `widened_readout`.
-        chunks: how much is done at once.
+        chunks: chunk sizes.
 
     Returns:
         Readout, [M, h, w].
@@ -129,6 +135,25 @@ def window_readout(
         widened_readout, radius=radius, dilations=dilations, temperature=temperature, outside=outside
     )
     return _in_chunks(call, query, memory, value, chunks, MAX_CHANNELS)
+
+
+def window_attention(
+    query: Tensor, memory: Tensor, value: Tensor, *, radius: int, temperature: float, outside: str
+) -> Tensor:
+    """`window_readout` of batches, with a gradient and without wider windows.
+
+    Args:
+        query: features of one frame per sample, [B, C, h, w].
+        memory: features of its context, [B, T, C, h, w].
+        value: what is copied, [B, T, M, h, w].
+        radius: half-side of the windows, cells.
+        temperature: divides the dot products.
+        outside: what becomes of cells beyond the frame; see `windowed_readout`.
+
+    Returns:
+        Readout, [B, M, h, w] float32, differentiable in all three.
+    """
+    return windowed_readout(query, memory, value, radius=radius, temperature=temperature, outside=outside)
 
 
 def dense_readout(query: Tensor, memory: Tensor, value: Tensor, *, temperature: float) -> Tensor:
@@ -158,18 +183,18 @@ def dense_readout(query: Tensor, memory: Tensor, value: Tensor, *, temperature: 
 def nearest_attention(query: Tensor, memory: Tensor, value: Tensor, *, k: int, temperature: float) -> Tensor:
     """`dense_readout` with the k most similar memory cells only: `nearest_readout` with a gradient.
 
-    No neighbourhood: every cell of every frame is a candidate. Scores are held for a few query cells at a
+    No neighborhood: every cell of every frame is a candidate. Scores are held for a few query cells at a
     time, and only their k best are kept for the backward pass.
 
     Args:
         query: features of one frame per sample, [B, C, h, w].
         memory: features of its context, [B, T, C, h, w].
         value: what is copied, [B, T, M, h, w].
-        k: neighbours per query cell, over all frames together; all of them where there are fewer.
+        k: neighbors per query cell, over all frames together; all of them where there are fewer.
         temperature: divides the dot products before the softmax over those k.
 
     Returns:
-        Readout, [B, M, h, w] float32, differentiable in all three; the choice of neighbours is not.
+        Readout, [B, M, h, w] float32, differentiable in all three; the choice of neighbors is not.
     """
     B, _, M, h, w = value.shape
     with torch.autocast(query.device.type, enabled=False):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from tests.support.machine import peak_extra_bytes
-from vosnet.objectives import mask_embedding
-from vosnet.objectives.mask_embedding import MaskEmbedding
+from vosnet.objectives import segmentation_term
+from vosnet.objectives.segmentation_term import SegmentationSettings, SegmentationTerm
 
 CROP, FRAMES, CHANNELS = 256, 4, 256
 
@@ -28,7 +28,7 @@ def materialised_readout(query: Tensor, memory: Tensor, value: Tensor, *, temper
     return (value.transpose(1, 2).flatten(2) @ weights).view(value.shape[0], *value.shape[2:])
 
 
-WAYS = {"blocked": mask_embedding.dense_readout, "materialised": materialised_readout}
+WAYS = {"blocked": segmentation_term.dense_readout, "materialised": materialised_readout}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -36,7 +36,7 @@ WAYS = {"blocked": mask_embedding.dense_readout, "materialised": materialised_re
 def test_a_step(benchmark: Any, way: str, stride: int, device: torch.device) -> None:
     side = CROP // stride
     torch.manual_seed(0)
-    term = MaskEmbedding(stride).to(device)
+    term = SegmentationTerm(stride, SegmentationSettings()).to(device)
     features = torch.randn(1, FRAMES, CHANNELS, side, side, device=device, requires_grad=True)
     frames = torch.randn(1, FRAMES, 3, CROP, CROP, device=device)
     labels = torch.randint(0, 5, (1, FRAMES, side, side), device=device)
@@ -46,6 +46,6 @@ def test_a_step(benchmark: Any, way: str, stride: int, device: torch.device) -> 
         term.loss(features, frames, labels, draws)[0].backward()
         return float(features.grad.sum())  # type: ignore[union-attr]
 
-    with mock.patch.object(mask_embedding, "dense_readout", WAYS[way]):
+    with mock.patch.object(segmentation_term, "dense_readout", WAYS[way]):
         benchmark.pedantic(step, rounds=1, warmup_rounds=1)
         benchmark.extra_info["peak_bytes"] = peak_extra_bytes(step, device)

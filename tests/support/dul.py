@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vosnet.objectives import DenseCorrespondence
+from vosnet.objectives import DenseCorrespondence, build_objective
 from vosnet.objectives.dense_correspondence import make_targets
 from vosnet.transforms import nearest_index
 
@@ -39,7 +39,9 @@ def toy_objective(**kwargs: Any) -> DenseCorrespondence:
         "embedding_dim": 8,
         "chunk_size": 37,
     }
-    return DenseCorrespondence(ToyEncoder(), **(options | kwargs))
+    built = build_objective("dense_correspondence", ToyEncoder(), **(options | kwargs))
+    assert isinstance(built, DenseCorrespondence)
+    return built
 
 
 def cells(feature: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from vosnet.metrics import region_similarity
 from vosnet.models import Encoder, build_encoder, save_encoder
-from vosnet.objectives.mask_embedding import MaskEmbedding
+from vosnet.objectives.segmentation_term import SegmentationSettings, SegmentationTerm
+from vosnet.objectives.settings import settings_from
 from vosnet.propagation import Propagator
 from vosnet.synthetic import SyntheticClip, make_clip
 from vosnet.transforms import normalize_images
@@ -40,14 +41,16 @@ def batch(clips: list[SyntheticClip], rng: np.random.Generator, count: int = 8) 
     return normalize_images(images), torch.from_numpy(np.stack(labels)).long()
 
 
-def train(steps: int, rollout: str, seed: int = 0) -> tuple[Encoder, MaskEmbedding]:
+def train(steps: int, rollout: str, seed: int = 0) -> tuple[Encoder, SegmentationTerm]:
     """Encoder and term after so many steps."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     encoder = build_encoder(layer="layer2", seed=seed)
     sizes = {"width": 16, "depth": 1, "mask_dim": 32, "hidden_dim": 32}
     like_test = {"rollout": rollout, "k": 10, "residual": True}
-    term = MaskEmbedding(8, num_clusters=3, num_objects=2, rounds=2, coarse_weight=0.5, **sizes, **like_test)
+    own = {"num_objects": 2, "rounds": 2, "coarse_weight": 0.5, **sizes, **like_test}
+    keys = {"clustering": {"num_clusters": 3}, "mask_embedding": own}
+    term = SegmentationTerm(8, settings_from(SegmentationSettings, keys))
     clips = [make_clip(i, num_frames=LENGTH, size=SIZE, num_objects=2, num_distractors=1) for i in range(40)]
     optimizer = torch.optim.Adam([*encoder.parameters(), *term.parameters()], lr=1e-3)
     began = time.process_time()

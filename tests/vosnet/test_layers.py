@@ -76,7 +76,6 @@ def test_rooms_import_only_lower_rooms(path: Path) -> None:
             assert (here, parts[1]) not in STRANGERS, f"{path} imports {name}"
 
 
-@pytest.mark.xfail(strict=True, reason="color reconstruction calls them past matching")
 def test_only_matching_calls_the_kernels() -> None:
     callers = {
         room(path) for path in VOSNET_FILES if any(n.startswith("vosnet_kernels") for n in imported(path))
@@ -84,7 +83,6 @@ def test_only_matching_calls_the_kernels() -> None:
     assert callers <= {"matching", "commands"}  # `doctor` compares the operators with their definitions
 
 
-@pytest.mark.xfail(strict=True, reason="plus_segmentation builds its base through the table that lists it")
 def test_no_files_import_each_other_in_a_circle() -> None:
     arrows = {module(path): arrows_of(path) for path in (*VOSNET_FILES, *KERNEL_FILES) if not is_face(path)}
     left = dict(arrows)

@@ -128,7 +128,7 @@ def test_f02_all_problems_are_reported_at_once_in_the_order_of_the_file() -> Non
         pytest.param("clip_len: 2", "crop_size: 512", "short_side", id="crop larger than frame"),
         pytest.param("count: 2", "count: 0", "generated source needs count", id="source"),
         pytest.param("dense_correspondence", "dense_corespondence", "dense_correspondence'?", id="objective"),
-        pytest.param("temperature: 0.05", "temperature: 0", "temperature must be positive", id="range"),
+        pytest.param("temperature: 0.05", "temperature: 0", "temperature: must be positive", id="range"),
     ],
 )
 def test_f02_wrong_values_are_refused_by_name(old: str, new: str, expected: str) -> None:

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vosnet.errors import SettingError
+
 MemoryNorm = Literal["batch", "copy", "average"]
-MEMORY_NORMS = ("batch", "copy", "average")
 
 
 class MomentumEncoder(nn.Module):
@@ -27,10 +28,7 @@ class MomentumEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, *, momentum: float = 0.999, norm: MemoryNorm = "batch") -> None:
         super().__init__()
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-        if norm not in MEMORY_NORMS:
-            raise ValueError(f"memory_norm must be one of {', '.join(MEMORY_NORMS)}, got {norm!r}")
+        check_momentum(momentum)
         self.network = copy.deepcopy(encoder).requires_grad_(requires_grad=False)
         self.momentum, self.norm = momentum, norm
         self.train(encoder.training)
@@ -59,3 +57,13 @@ class MomentumEncoder(nn.Module):
                 mine.lerp_(theirs, 1 - self.momentum)
             else:
                 mine.copy_(theirs)
+
+
+def check_momentum(momentum: float) -> None:
+    """Check that a momentum lies in [0, 1).
+
+    Raises:
+        SettingError: it does not.
+    """
+    if not 0 <= momentum < 1:
+        raise SettingError("momentum", f"must lie in [0, 1), got {momentum}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vosnet.errors import SettingError
 from vosnet.models.initialization import he_initialize
 from vosnet.models.resnet import TRUNKS, BasicBlock, Bottleneck, stage_strides
 
@@ -55,12 +56,8 @@ class MaskEncoder(nn.Module):
         out_dim: int = 128,
     ) -> None:
         super().__init__()
-        if arch not in ("resnet18", "resnet50"):
-            raise ValueError(f"arch must be resnet18 or resnet50, got {arch!r}")
         if output_stride not in (4, 8, 16):
-            raise ValueError(f"output_stride must be 4, 8 or 16, got {output_stride}")
-        if width < 1 or (depth is not None and depth < 1) or out_dim < 1:
-            raise ValueError(f"width, depth and out_dim must be at least 1, got {width}, {depth}, {out_dim}")
+            raise SettingError("output_stride", f"must be 4, 8 or 16, got {output_stride}")
         trunk = TRUNKS[arch]
         self.out_dim = out_dim
         self.conv1 = nn.Conv2d(4, width, 7, 2, 3, bias=False)

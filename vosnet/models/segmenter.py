@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vosnet.errors import SettingError
 from vosnet.models.mask_decoder import MaskDecoder
 from vosnet.models.mask_encoder import MaskArch, MaskEncoder, MaskFeatures
 
 MIN_COPIED = 0.01  # with `residual`, copied masks are at least that far from certain
 
 
-class MaskSegmenter(nn.Module):
-    """V and D of Li et al. 2023, which turn features read out of reference frames into masks.
+@dataclass(frozen=True, kw_only=True)
+class SegmenterSettings:
+    """Sizes and choices of the two networks.
 
     Args:
         arch: of the frame-mask encoder, "resnet18" or "resnet50".
-        output_stride: the visual encoder's.
         width, depth, mask_dim: `width`, `depth` and `out_dim` of `MaskEncoder`.
         hidden_dim, skips, upsample: see `MaskDecoder`.
         residual: the decoder's answer is added to half the log-odds of the copied mask, Y-bar_q of round 1,
@@ -28,48 +30,68 @@ class MaskSegmenter(nn.Module):
             aggregation sets an object's odds against those of its absence: a single logit l becomes the
             probability sigmoid(2 l). No gradient passes through that mask. False: the answer stands alone.
 
-    Attributes:
-        settings: these arguments, for the checkpoint.
+    Raises:
+        SettingError: a value is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        arch: MaskArch = "resnet18",
-        output_stride: int = 8,
-        width: int = 64,
-        depth: int | None = None,
-        mask_dim: int = 128,
-        hidden_dim: int = 128,
-        skips: bool = True,
-        upsample: bool = True,
-        residual: bool = False,
-    ) -> None:
+    arch: MaskArch = "resnet18"
+    width: int = 64
+    depth: int | None = None
+    mask_dim: int = 128
+    hidden_dim: int = 128
+    skips: bool = True
+    upsample: bool = True
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.arch not in get_args(MaskArch):
+            raise SettingError("arch", f"must be one of {', '.join(get_args(MaskArch))}, got {self.arch!r}")
+        for name in ("width", "depth", "mask_dim", "hidden_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(name, f"must be at least 1, got {value}")
+
+    def networks(self) -> dict[str, Any]:
+        """These options alone, without those that a subclass adds."""
+        return {field.name: getattr(self, field.name) for field in fields(SegmenterSettings)}
+
+
+class MaskSegmenter(nn.Module):
+    """V and D of Li et al. 2023, which turn features read out of reference frames into masks.
+
+    Args:
+        output_stride: the visual encoder's.
+        sizes: see `SegmenterSettings`.
+
+    Attributes:
+        settings: these arguments with their defaults, for the checkpoint.
+    """
+
+    def __init__(self, *, output_stride: int = 8, **sizes: Any) -> None:
         super().__init__()
-        self.settings: dict[str, Any] = {
-            "arch": arch,
-            "output_stride": output_stride,
-            "width": width,
-            "depth": depth,
-            "mask_dim": mask_dim,
-            "hidden_dim": hidden_dim,
-            "skips": skips,
-            "upsample": upsample,
-            "residual": residual,
-        }
-        self.residual = residual
-        self.mask_dim = mask_dim
+        own = SegmenterSettings(**sizes)
+        self.settings: dict[str, Any] = {"output_stride": output_stride, **own.networks()}
+        self.residual, self.mask_dim = own.residual, own.mask_dim
         self.mask_encoder = MaskEncoder(
-            arch=arch, output_stride=output_stride, width=width, depth=depth, out_dim=mask_dim
+            arch=own.arch,
+            output_stride=output_stride,
+            width=own.width,
+            depth=own.depth,
+            out_dim=own.mask_dim,
         )
         self.mask_decoder = MaskDecoder(
-            mask_dim,
+            own.mask_dim,
             self.mask_encoder.middle_dim,
             self.mask_encoder.fine_dim,
-            hidden_dim=hidden_dim,
-            skips=skips,
-            upsample=upsample,
+            hidden_dim=own.hidden_dim,
+            skips=own.skips,
+            upsample=own.upsample,
         )
+
+    def answer_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The grid of the decoder's answers, the finest on which labels tell more, for features on `grid`."""
+        factor = max(1, self.settings["output_stride"] // 4) if self.settings["upsample"] else 1
+        return factor * grid[0], factor * grid[1]
 
     def embed(self, images: Tensor, masks: Tensor) -> MaskFeatures:
         """V of every object in its image; the objects go through as one batch.

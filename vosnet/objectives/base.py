@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vosnet.datasets.frames import StoredVideo
+from vosnet.errors import SettingError
 from vosnet.models import MaskSegmenter
 from vosnet.transforms import Clip
 
@@ -31,7 +33,7 @@ class RefreshInterval:
     """How often an objective makes its files anew, by exactly one of three clocks.
 
     Raises:
-        ValueError: none or several are given, or one is not positive.
+        SettingError: none or several are given, or one is not positive.
     """
 
     epochs: float | None = None
@@ -39,11 +41,13 @@ class RefreshInterval:
     minutes: float | None = None
 
     def __post_init__(self) -> None:
-        given = [value for value in (self.epochs, self.steps, self.minutes) if value is not None]
-        if len(given) != 1 or given[0] <= 0:
-            raise ValueError(
-                "refresh_epochs, refresh_steps and refresh_minutes: exactly one must be given and positive, "
-                f"got {self.epochs}, {self.steps} and {self.minutes}"
+        clocks = {"epochs": self.epochs, "steps": self.steps, "minutes": self.minutes}
+        given = {name: value for name, value in clocks.items() if value is not None}
+        if len(given) != 1 or min(given.values()) <= 0:
+            raise SettingError(
+                f"refresh_{[*given, 'epochs'][0]}",
+                "exactly one of refresh_epochs, refresh_steps and refresh_minutes must be given and be "
+                f"positive, got {self.epochs}, {self.steps} and {self.minutes}",
             )
 
     def passed(self, step: int, seconds: float, steps_per_epoch: int) -> int:
@@ -80,6 +84,8 @@ class RefreshJob:
 class Objective(nn.Module):
     """A loss that owns the networks it trains; `encoder` is the one that is kept after training.
 
+    It is built from an encoder and its `ObjectiveSettings`, see `vosnet.objectives.table`.
+
     Some objectives learn from files that they make of the training videos with the networks as they are,
     such as pseudo masks. Those state a `refresh_interval` and implement `refresh` and `use_refreshed`; the
     engine calls them before the first step and at each interval, keeps the folders and their manifests, and
@@ -99,16 +105,6 @@ class Objective(nn.Module):
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         raise NotImplementedError
-
-    def conflicts(self, *, clip_len: int, color_space: str) -> Iterable[tuple[str, str]]:
-        """Settings incompatible with the rest of the recipe, as (key of the objective, message).
-
-        Args:
-            clip_len: frames per clip.
-            color_space: what the encoder sees.
-        """
-        del clip_len, color_space
-        return ()
 
     def kept_segmenter(self) -> MaskSegmenter | None:
         """Networks beside the encoder that propagation needs; they are saved with it."""
@@ -140,3 +136,9 @@ class Objective(nn.Module):
     def compile_graphs(self, backend: str = "inductor") -> None:
         """Compile the networks and the loss in place, whole graphs only; parameter names do not change."""
         raise NotImplementedError
+
+
+def whole_graph(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    """`function` compiled as one graph for fixed shapes; an error where it cannot be one."""
+    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+    return compiled

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vosnet.errors import UsageError
-from vosnet.memory.momentum import MemoryNorm, MomentumEncoder
-from vosnet.objectives.base import Objective, ObjectiveOutput
+from vosnet.errors import SettingError, UsageError
+from vosnet.matching import window_attention
+from vosnet.memory.momentum import MemoryNorm, MomentumEncoder, check_momentum
+from vosnet.objectives.base import Objective, ObjectiveOutput, whole_graph
+from vosnet.objectives.settings import ObjectiveSettings, check_at_least, check_positive
 from vosnet.transforms import Clip, more_draws
 from vosnet.transforms.jitter import NUM_DRAWS, jitter_lab
-from vosnet_kernels import windowed_readout
 
 _DROP_SALT, _JITTER_SALT = 0xC01, 0xC02
 
 
-class ColorReconstruction(Objective):
-    """Explain a frame's colors by copying them from earlier frames, Eq. 1-3 and 5-7 of Zhu et al. 2020.
-
-    The last frame of the clip is the query, frames before it are references. Features of all of them come
-    from images that lack a chroma channel; the softmax of their dot products over the windows of all
-    references copies that channel's values, which must resemble the query's own. Then a match of features is
-    a match of places, which is what carries masks.
-
-    Clips are in Lab (`encoder.color_space: lab`) and, for the papers, in the order of time (`data.order:
-    kept`).
-
-    Differs: dot products are divided by the square root of their channels unless `temperature` says 1.0, the
-    papers' raw product, with which nobody's training converges on a current PyTorch.
+@dataclass(frozen=True, kw_only=True)
+class ColorReconstructionSettings(ObjectiveSettings):
+    """Options of `ColorReconstruction`.
 
     Args:
-        encoder: Lab images to features, [N, 3, H, W] -> [N, C, h, w], with `output_stride`.
         num_references: K, frames that are read; "all" takes every frame before the query.
         first_frame: with more than one reference, whether the clip's first frame is always among them; the
             others are the latest ones.
@@ -60,66 +50,83 @@ class ColorReconstruction(Objective):
         both_directions: with one reference, let each of the two frames explain the other.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        *,
-        num_references: int | Literal["all"] = 1,
-        first_frame: bool = True,
-        memory: Literal["shared", "momentum"] = "shared",
-        momentum: float = 0.999,
-        memory_norm: MemoryNorm = "batch",
-        radius: int = 12,
-        temperature: float | Literal["sqrt_dim"] = "sqrt_dim",
-        outside: Literal["zero", "exclude"] = "zero",
-        bottleneck: Literal["one", "each"] = "one",
-        drop_probability: float = 0.5,
-        jitter_probability: float = 0.3,
-        jitter_strength: float = 0.1,
-        value_sampling: Literal["slice", "average"] = "slice",
-        loss_scale: float = 20.0,
-        both_directions: bool = False,
-    ) -> None:
+    num_references: int | Literal["all"] = 1
+    first_frame: bool = True
+    memory: Literal["shared", "momentum"] = "shared"
+    momentum: float = 0.999
+    memory_norm: MemoryNorm = "batch"
+    radius: int = 12
+    temperature: float | Literal["sqrt_dim"] = "sqrt_dim"
+    outside: Literal["zero", "exclude"] = "zero"
+    bottleneck: Literal["one", "each"] = "one"
+    drop_probability: float = 0.5
+    jitter_probability: float = 0.3
+    jitter_strength: float = 0.1
+    value_sampling: Literal["slice", "average"] = "slice"
+    loss_scale: float = 20.0
+    both_directions: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, self, "num_references")
+        check_at_least(0, self, "radius")
+        check_positive(self, "temperature", "loss_scale")
+        for name in ("drop_probability", "jitter_probability", "jitter_strength"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(name, f"must lie in [0, 1], got {getattr(self, name)}")
+        check_momentum(self.momentum)
+        if self.both_directions and (self.num_references != 1 or self.memory != "shared"):
+            raise SettingError("both_directions", "needs num_references: 1 and memory: shared")
+
+    def conflicts(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
+        if self.num_references != "all" and self.num_references > clip_len - 1:
+            clip = f"a clip of {clip_len} frames (data.clip_len) has {clip_len - 1} before its query"
+            yield "num_references", f"got {self.num_references}, but {clip}"
+        if color_space != "lab":
+            yield "name", f"color_reconstruction needs encoder.color_space: lab, got {color_space}"
+
+
+class ColorReconstruction(Objective):
+    """Explain a frame's colors by copying them from earlier frames, Eq. 1-3 and 5-7 of Zhu et al. 2020.
+
+    The last frame of the clip is the query, frames before it are references. Features of all of them come
+    from images that lack a chroma channel; the softmax of their dot products over the windows of all
+    references copies that channel's values, which must resemble the query's own. Then a match of features is
+    a match of places, which is what carries masks.
+
+    Clips are in Lab (`encoder.color_space: lab`) and, for the papers, in the order of time (`data.order:
+    kept`).
+
+    Differs: dot products are divided by the square root of their channels unless `temperature` says 1.0, the
+    papers' raw product, with which training does not converge on a current PyTorch.
+
+    Args:
+        encoder: Lab images to features, [N, 3, H, W] -> [N, C, h, w], with `feature_dim`, `output_stride`.
+        settings: the options.
+    """
+
+    def __init__(self, encoder: nn.Module, settings: ColorReconstructionSettings) -> None:
         super().__init__()
-        _check(num_references, temperature, drop_probability, jitter_probability, jitter_strength, loss_scale)
-        if both_directions and (num_references != 1 or memory != "shared"):
-            raise ValueError("both_directions needs num_references: 1 and memory: shared")
-        if radius < 0:
-            raise ValueError(f"radius must not be negative, got {radius}")
-        self.encoder = encoder
+        self.encoder, self.settings = encoder, settings
         self.memory_encoder = (
-            MomentumEncoder(encoder, momentum=momentum, norm=memory_norm) if memory == "momentum" else None
+            MomentumEncoder(encoder, momentum=settings.momentum, norm=settings.memory_norm)
+            if settings.memory == "momentum"
+            else None
         )
-        self.num_references, self.first_frame = num_references, first_frame
-        self.radius, self.outside = radius, outside
         channels = int(encoder.feature_dim)  # type: ignore[arg-type]
-        self.temperature = math.sqrt(channels) if isinstance(temperature, str) else temperature
-        self.bottleneck, self.drop_probability = bottleneck, drop_probability
-        self.jitter_probability, self.jitter_strength = jitter_probability, jitter_strength
-        self.value_sampling, self.loss_scale = value_sampling, loss_scale
-        self.both_directions = both_directions
+        given = settings.temperature
+        self.temperature = math.sqrt(channels) if isinstance(given, str) else given
         self._encode = self.encode
         self._reconstruct = self.reconstruct
 
     def compile_graphs(self, backend: str = "inductor") -> None:
-        whole = functools.partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
-        self._encode = whole(self.encode)
-        self._reconstruct = whole(self.reconstruct)
+        self._encode = whole_graph(self.encode, backend)
+        self._reconstruct = whole_graph(self.reconstruct, backend)
 
     def after_step(self) -> None:
         """Let the slow copy follow."""
         if self.memory_encoder is not None:
             self.memory_encoder.follow(self.encoder)
-
-    def conflicts(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
-        """Settings that the clips or the encoder do not allow."""
-        if self.num_references != "all" and self.num_references > clip_len - 1:
-            message = (
-                f"num_references is {self.num_references}, but a clip of {clip_len} frames (data.clip_len)"
-            )
-            yield "num_references", f"{message} has {clip_len - 1} before its query"
-        if color_space != "lab":
-            yield "name", f"name: color_reconstruction needs encoder.color_space: lab, got {color_space}"
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         """Reconstruction loss of one batch.
@@ -133,15 +140,17 @@ class ColorReconstruction(Objective):
             UsageError: the clip has too few frames, or the encoder does not see Lab (E166).
         """
         color_space = getattr(self.encoder, "color_space", "lab")
-        for _, message in self.conflicts(clip_len=clip.frames.shape[1], color_space=color_space):
-            raise UsageError("E166", message)
-        frames = clip.frames[:, reference_frames(clip.frames.shape[1], self.num_references, self.first_frame)]
+        clip_len = clip.frames.shape[1]
+        for key, message in self.settings.conflicts(clip_len=clip_len, color_space=color_space):
+            raise UsageError("E166", f"{key}: {message}")
+        read = reference_frames(clip_len, self.settings.num_references, self.settings.first_frame)
+        frames = clip.frames[:, read]
         query, memory = self._encode(*self.inputs(frames, clip.draws))
         with torch.autocast(query.device.type, enabled=False):
             dropped = self.dropped(clip.draws)
-            colors = frames if self.bottleneck == "each" else _only(frames, dropped)
+            colors = frames if self.settings.bottleneck == "each" else _only(frames, dropped)
             loss, copied = self._reconstruct(query.float(), memory.float(), colors)
-            if self.both_directions:
+            if self.settings.both_directions:
                 back, copied_back = self._reconstruct(
                     memory[:, 0].float(), query[:, None].float(), colors.flip(1)
                 )
@@ -153,8 +162,8 @@ class ColorReconstruction(Objective):
     def dropped(self, draws: Tensor) -> Tensor:
         """Which of L, a and b is missing in each clip, boolean [B, 3]."""
         u = more_draws(draws, 2, _DROP_SALT)
-        if self.bottleneck == "each":
-            a, b = (u < self.drop_probability).unbind(1)
+        if self.settings.bottleneck == "each":
+            a, b = (u < self.settings.drop_probability).unbind(1)
         else:
             a = u[:, 0] < 0.5
             b = ~a
@@ -173,7 +182,10 @@ class ColorReconstruction(Objective):
         B, T = frames.shape[:2]
         u = more_draws(draws, T * NUM_DRAWS, _JITTER_SALT).view(B * T, NUM_DRAWS)
         jittered = jitter_lab(
-            frames.flatten(0, 1), u, probability=self.jitter_probability, strength=self.jitter_strength
+            frames.flatten(0, 1),
+            u,
+            probability=self.settings.jitter_probability,
+            strength=self.settings.jitter_strength,
         ).view_as(frames)
         missing = self.dropped(draws)
         scale = 3 / (3 - missing.sum(1, keepdim=True)) * ~missing  # [B, 3]
@@ -201,13 +213,9 @@ class ColorReconstruction(Objective):
             colors: what is reconstructed, references and then the query, [B, K + 1, M, H, W].
         """
         value = self.values(colors[:, :-1], query.shape[-2:])
-        readout = windowed_readout(
-            query,
-            memory,
-            value,
-            radius=self.radius,
-            temperature=self.temperature,
-            outside=self.outside,
+        own = self.settings
+        readout = window_attention(
+            query, memory, value, radius=own.radius, temperature=self.temperature, outside=own.outside
         )
         target = colors[:, -1]
         with torch.no_grad():
@@ -218,7 +226,7 @@ class ColorReconstruction(Objective):
         """One color per cell, [B, K, M, h, w]."""
         h, w = grid
         stride = int(self.encoder.output_stride)  # type: ignore[arg-type]
-        if self.value_sampling == "slice":
+        if self.settings.value_sampling == "slice":
             return colors[..., ::stride, ::stride].contiguous()
         return F.adaptive_avg_pool2d(colors.flatten(0, 1), (h, w)).view(*colors.shape[:3], h, w)
 
@@ -230,7 +238,7 @@ class ColorReconstruction(Objective):
             target: [B, M, H, W].
         """
         large = F.interpolate(prediction, target.shape[-2:], mode="bilinear", align_corners=False)
-        return F.smooth_l1_loss(self.loss_scale * large, self.loss_scale * target)
+        return F.smooth_l1_loss(self.settings.loss_scale * large, self.settings.loss_scale * target)
 
 
 def reference_frames(clip_len: int, num_references: int | Literal["all"], first_frame: bool) -> list[int]:  # noqa: FBT001 (a setting)
@@ -250,26 +258,3 @@ def _only(frames: Tensor, dropped: Tensor) -> Tensor:
     channel = dropped.to(torch.uint8).argmax(1)
     index = channel.view(-1, 1, 1, 1, 1).expand(-1, frames.shape[1], 1, *frames.shape[-2:])
     return frames.gather(2, index)
-
-
-def _check(
-    num_references: int | str,
-    temperature: float | str,
-    drop_probability: float,
-    jitter_probability: float,
-    jitter_strength: float,
-    loss_scale: float,
-) -> None:
-    if isinstance(num_references, int) and num_references < 1:
-        raise ValueError(f"num_references must be at least 1 or 'all', got {num_references}")
-    if not isinstance(temperature, str) and not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive or 'sqrt_dim', got {temperature}")
-    for name, value in (
-        ("drop_probability", drop_probability),
-        ("jitter_probability", jitter_probability),
-        ("jitter_strength", jitter_strength),
-    ):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {value}")
-    if not loss_scale > 0:
-        raise ValueError(f"loss_scale must be positive, got {loss_scale}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import functools
+import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vosnet.errors import UsageError
-from vosnet.objectives.base import Objective, ObjectiveOutput
+from vosnet.errors import SettingError, UsageError
+from vosnet.objectives.base import Objective, ObjectiveOutput, whole_graph
+from vosnet.objectives.settings import ObjectiveSettings, check_positive
 from vosnet.transforms import (
     DRAWS_PER_BOX,
     IMAGENET_MEAN,
@@ -26,19 +28,11 @@ _DROPPED = -1e20  # the affinity of a dropped edge
 _FRAME_SALT, _PATCH_SALT, _EDGE_SALT = 501, 502, 503
 
 
-class CycleWalk(Objective):
-    """A walker that goes forward through a clip and back should end where it started.
-
-    The nodes of a frame are overlapping patches, each encoded alone, averaged over its cells and mapped to a
-    unit vector. A step of the walk is a softmax over the next frame's nodes. Every palindrome of frames
-    0..n..0 with n >= 2 is a product of transition matrices whose diagonal is to be 1; its cross-entropy with
-    the identity is averaged over the palindromes. Edges are dropped at random, each direction for itself.
-
-    Patches hide where in the frame they lie. On the cells of one whole frame a network could code positions,
-    which return to themselves whatever the frames show; smaller patches are the way to a cheaper step.
+@dataclass(frozen=True, kw_only=True)
+class CycleWalkSettings(ObjectiveSettings):
+    """Options of `CycleWalk`.
 
     Args:
-        encoder: images to features, [N, 3, H, W] -> [N, C, h, w], with `feature_dim`.
         embedding_dim: dimensions of a node.
         patch_size: side of a patch in pixels.
         patch_stride: distance of neighboring patches in pixels.
@@ -50,58 +44,67 @@ class CycleWalk(Objective):
         edge_dropout: share of the edges that a walk may not use.
         pixel_mean: channel means that images are normalized with here, of values in [0, 1].
         pixel_std: standard deviations likewise. The authors train with CIFAR-10's and test with ImageNet's.
+    """
 
-    Raises:
-        ValueError: a value out of range; the message starts with its name.
+    embedding_dim: int = 128
+    patch_size: int = 64
+    patch_stride: int = 32
+    frame_scale: tuple[float, float] = (0.8, 0.95)
+    frame_ratio: tuple[float, float] = (0.7, 1.3)
+    patch_scale: tuple[float, float] = (0.7, 0.9)
+    patch_ratio: tuple[float, float] = (0.75, 4 / 3)
+    temperature: float = 0.05
+    edge_dropout: float = 0.1
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    pixel_std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "temperature", "patch_size", "patch_stride")
+        for name, limit in (("scale", 1.0), ("ratio", math.inf)):
+            for key in (f"frame_{name}", f"patch_{name}"):
+                low, high = getattr(self, key)
+                if not 0 < low <= high <= limit:
+                    allowed = "0 < low <= high" + (" <= 1" if limit == 1 else "")
+                    raise SettingError(key, f"must be {allowed}, got {(low, high)}")
+        if not 0 <= self.edge_dropout < 1:
+            raise SettingError("edge_dropout", f"must be in [0, 1), got {self.edge_dropout}")
+        if not all(value > 0 for value in self.pixel_std):
+            raise SettingError("pixel_std", f"must be positive, got {self.pixel_std}")
+
+
+class CycleWalk(Objective):
+    """A walker that goes forward through a clip and back should end where it started.
+
+    The nodes of a frame are overlapping patches, each encoded alone, averaged over its cells and mapped to a
+    unit vector. A step of the walk is a softmax over the next frame's nodes. Every palindrome of frames
+    0..n..0 with n >= 2 is a product of transition matrices whose diagonal is to be 1; its cross-entropy with
+    the identity is averaged over the palindromes. Edges are dropped at random, each direction for itself.
+
+    Patches hide where in the frame they lie. On the cells of one whole frame a network could encode
+    positions, which return to themselves whatever the frames show; use smaller patches for a cheaper step.
+
+    Args:
+        encoder: images to features, [N, 3, H, W] -> [N, C, h, w], with `feature_dim`.
+        settings: the options.
     """
 
     pixel_factor: Tensor
     pixel_offset: Tensor
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        *,
-        embedding_dim: int = 128,
-        patch_size: int = 64,
-        patch_stride: int = 32,
-        frame_scale: tuple[float, float] = (0.8, 0.95),
-        frame_ratio: tuple[float, float] = (0.7, 1.3),
-        patch_scale: tuple[float, float] = (0.7, 0.9),
-        patch_ratio: tuple[float, float] = (0.75, 4 / 3),
-        temperature: float = 0.05,
-        edge_dropout: float = 0.1,
-        pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,
-        pixel_std: tuple[float, float, float] = IMAGENET_STD,
-    ) -> None:
+    def __init__(self, encoder: nn.Module, settings: CycleWalkSettings) -> None:
         super().__init__()
-        _check_ranges(
-            frame_scale=frame_scale, frame_ratio=frame_ratio, patch_scale=patch_scale, patch_ratio=patch_ratio
-        )
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if not 0 <= edge_dropout < 1:
-            raise ValueError(f"edge_dropout must be in [0, 1), got {edge_dropout}")
-        if patch_size < 1 or patch_stride < 1:
-            raise ValueError(
-                f"patch_size and patch_stride must be positive, got {patch_size}, {patch_stride}"
-            )
-        self.encoder = encoder
-        self.head = nn.Linear(int(encoder.feature_dim), embedding_dim)  # type: ignore[arg-type]
-        self.patch_size, self.patch_stride = patch_size, patch_stride
-        self.frame_box = (frame_scale, frame_ratio)
-        self.patch_box = (patch_scale, patch_ratio)
-        self.temperature, self.edge_dropout = temperature, edge_dropout
-        factor, offset = _renormalization(pixel_mean, pixel_std)
+        self.encoder, self.settings = encoder, settings
+        self.head = nn.Linear(int(encoder.feature_dim), settings.embedding_dim)  # type: ignore[arg-type]
+        factor, offset = _renormalization(settings.pixel_mean, settings.pixel_std)
         self.register_buffer("pixel_factor", factor, persistent=False)
         self.register_buffer("pixel_offset", offset, persistent=False)
         self._embed_patches = self._embed
         self._compute_losses = self.losses
 
     def compile_graphs(self, backend: str = "inductor") -> None:
-        whole = functools.partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
-        self._embed_patches = whole(self._embed)
-        self._compute_losses = whole(self.losses)
+        self._embed_patches = whole_graph(self._embed, backend)
+        self._compute_losses = whole_graph(self.losses, backend)
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         """Mean cross-entropy of the palindromes.
@@ -125,15 +128,16 @@ class CycleWalk(Objective):
     def embed(self, clip: Clip) -> Tensor:
         """The nodes of every frame, unit vectors, [B, T, N, C]."""
         B, T, _, S, _ = clip.frames.shape
-        N = patches_per_side(S, self.patch_size, self.patch_stride) ** 2
+        own = self.settings
+        N = patches_per_side(S, own.patch_size, own.patch_stride) ** 2
         frame_draws = more_draws(clip.draws, T * DRAWS_PER_BOX, _FRAME_SALT).view(B * T, -1)
         patch_draws = more_draws(clip.draws, T * N * DRAWS_PER_BOX, _PATCH_SALT).view(B * T, N, -1)
         patches = cut_patches(
             clip.frames.flatten(0, 1) * self.pixel_factor + self.pixel_offset,
-            random_boxes(frame_draws, *self.frame_box),
-            random_boxes(patch_draws, *self.patch_box),
-            patch_size=self.patch_size,
-            patch_stride=self.patch_stride,
+            random_boxes(frame_draws, own.frame_scale, own.frame_ratio),
+            random_boxes(patch_draws, own.patch_scale, own.patch_ratio),
+            patch_size=own.patch_size,
+            patch_stride=own.patch_stride,
         )
         nodes = self._embed_patches(patches.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         return nodes.view(B, T, N, -1)
@@ -141,7 +145,7 @@ class CycleWalk(Objective):
     def dropped_edges(self, draws: Tensor, nodes: Tensor) -> Tensor:
         """Which edges the walks may not use, [2, B, T - 1, N, N]: forward, then backward."""
         B, T, N, _ = nodes.shape
-        numbers = more_draws(draws, 2 * (T - 1) * N * N, _EDGE_SALT) < self.edge_dropout
+        numbers = more_draws(draws, 2 * (T - 1) * N * N, _EDGE_SALT) < self.settings.edge_dropout
         return numbers.view(B, 2, T - 1, N, N).transpose(0, 1)
 
     def losses(self, nodes: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +173,7 @@ class CycleWalk(Objective):
         return torch.stack(losses), torch.stack(accuracies)
 
     def _transitions(self, affinity: Tensor, dropped: Tensor) -> Tensor:
-        return F.softmax(affinity.masked_fill(dropped, _DROPPED) / self.temperature, dim=-1)
+        return F.softmax(affinity.masked_fill(dropped, _DROPPED) / self.settings.temperature, dim=-1)
 
     def _embed(self, patches: Tensor) -> Tensor:
         pooled = self.encoder(patches).mean(dim=(2, 3))
@@ -180,23 +184,15 @@ class CycleWalk(Objective):
         if T < 3:
             hint = "The shortest walk takes two steps there and two back."
             raise UsageError("E150", f"cycle_walk needs data.clip_len of at least 3, got {T}", hint)
-        if side < self.patch_size:
-            message = f"objective.patch_size ({self.patch_size}) is larger than data.crop_size ({side})"
+        if side < self.settings.patch_size:
+            message = (
+                f"objective.patch_size ({self.settings.patch_size}) is larger than data.crop_size ({side})"
+            )
             raise UsageError("E150", message)
 
 
 def _renormalization(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """Factor and offset from ImageNet's normalization to that of `mean` and `std`, [3, 1, 1] each."""
-    if not all(value > 0 for value in std):
-        raise ValueError(f"pixel_std must be positive, got {std}")
     ours, theirs = torch.tensor([IMAGENET_STD, IMAGENET_MEAN]), torch.tensor([std, mean])
     factor, offset = ours[0] / theirs[0], (ours[1] - theirs[1]) / theirs[0]
     return factor.view(3, 1, 1), offset.view(3, 1, 1)
-
-
-def _check_ranges(**ranges: tuple[float, float]) -> None:
-    for name, (low, high) in ranges.items():
-        limit = 1.0 if name.endswith("scale") else float("inf")
-        if not 0 < low <= high <= limit:
-            allowed = "0 < low <= high <= 1" if limit == 1.0 else "0 < low <= high"
-            raise ValueError(f"{name} must be {allowed}, got {(low, high)}")

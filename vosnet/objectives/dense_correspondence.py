@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 
 from vosnet.models import ProjectionHead
 from vosnet.objectives.anchors import grid_index, take_cells
-from vosnet.objectives.base import Objective, ObjectiveOutput
+from vosnet.objectives.base import Objective, ObjectiveOutput, whole_graph
 from vosnet.objectives.contrast import anchor_cross_entropy
-from vosnet.objectives.gather import gather_ranks, world
+from vosnet.objectives.gather import gather_ranks
+from vosnet.objectives.settings import ObjectiveSettings, check_positive
+from vosnet.runtime import current_ranks
 from vosnet.transforms import Clip, nearest_index
 
 
@@ -37,6 +40,36 @@ class Targets(NamedTuple):
     cross_view: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenseCorrespondenceSettings(ObjectiveSettings):
+    """Options of `DenseCorrespondence`.
+
+    Args:
+        hidden_dim: channels inside the projection head; None: the encoder's.
+        embedding_dim: channels of the projection head's output.
+        grid_size: anchors per clip are grid_size ** 2.
+        cross_view_grid_size: cross-view pairs per clip are cross_view_grid_size ** 2.
+        temperature: divides the cosine similarities.
+        cross_view_weight: weight of the cross-view term (lambda).
+        regularizing_norm: batch norm in the pass without gradient: "train" (batch statistics, running
+            statistics follow both views; what the authors' configurations do) or "eval" (the paper's text).
+        chunk_size: cells per block of the loss; changes memory and time, not the result.
+    """
+
+    hidden_dim: int | None = None
+    embedding_dim: int = 128
+    grid_size: int = 8
+    cross_view_grid_size: int = 4
+    temperature: float = 0.05
+    cross_view_weight: float = 0.1
+    regularizing_norm: Literal["train", "eval"] = "train"
+    chunk_size: int = 2048
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "temperature")
+
+
 class DenseCorrespondence(Objective):
     """Space-time self-training plus cross-view consistency, Eq. 3 and 4 of Araslanov et al. 2021.
 
@@ -51,53 +84,22 @@ class DenseCorrespondence(Objective):
 
     Args:
         encoder: images to features, [N, 3, H, W] -> [N, C, h, w], with `feature_dim`.
-        hidden_dim: channels inside the projection head; None: the encoder's.
-        embedding_dim: channels of the projection head's output.
-        grid_size: anchors per clip are grid_size ** 2.
-        cross_view_grid_size: cross-view pairs per clip are cross_view_grid_size ** 2.
-        temperature: divides the cosine similarities.
-        cross_view_weight: weight of the cross-view term (lambda).
-        regularizing_norm: batch norm in the pass without gradient: "train" (batch statistics, running
-            statistics follow both views; what the authors' configurations do) or "eval" (the paper's text).
-        chunk_size: cells per block of the loss; changes memory and time, not the result.
+        settings: the options.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        *,
-        hidden_dim: int | None = None,
-        embedding_dim: int = 128,
-        grid_size: int = 8,
-        cross_view_grid_size: int = 4,
-        temperature: float = 0.05,
-        cross_view_weight: float = 0.1,
-        regularizing_norm: Literal["train", "eval"] = "train",
-        chunk_size: int = 2048,
-    ) -> None:
+    def __init__(self, encoder: nn.Module, settings: DenseCorrespondenceSettings) -> None:
         super().__init__()
-        if regularizing_norm not in {"train", "eval"}:
-            raise ValueError(f"regularizing_norm must be 'train' or 'eval', got {regularizing_norm!r}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
-        self.encoder = encoder
-        self.head = ProjectionHead(feature_dim, hidden_dim or feature_dim, embedding_dim)
-        self.grid_size = grid_size
-        self.cross_view_grid_size = cross_view_grid_size
-        self.temperature = temperature
-        self.cross_view_weight = cross_view_weight
-        self.regularizing_norm = regularizing_norm
-        self.chunk_size = chunk_size
+        self.encoder, self.settings = encoder, settings
+        self.head = ProjectionHead(feature_dim, settings.hidden_dim or feature_dim, settings.embedding_dim)
         self._embed_images = self._embed
         self._find_targets = self.find_targets
         self._compute_losses = self.losses
 
     def compile_graphs(self, backend: str = "inductor") -> None:
-        whole = functools.partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
-        self._embed_images = whole(self._embed)
-        self._find_targets = whole(self.find_targets)
-        self._compute_losses = whole(self.losses)
+        self._embed_images = whole_graph(self._embed, backend)
+        self._find_targets = whole_graph(self.find_targets, backend)
+        self._compute_losses = whole_graph(self.losses, backend)
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         """Losses and watch values of one batch.
@@ -111,8 +113,8 @@ class DenseCorrespondence(Objective):
         with torch.autocast(main.device.type, enabled=False):
             targets = self._find_targets(main, view, clip.theta, clip.draws, grid)
             anchors, cross_view = gather_ranks(targets.anchors), gather_ranks(targets.cross_view)
-            space_time, cross = self._compute_losses(main, targets, anchors, cross_view, world()[0])
-        total = space_time + self.cross_view_weight * cross
+            space_time, cross = self._compute_losses(main, targets, anchors, cross_view, current_ranks().rank)
+        total = space_time + self.settings.cross_view_weight * cross
         terms = {"space_time": space_time.detach(), "cross_view": cross.detach()}
         return ObjectiveOutput(total, terms | watch_terms(main.detach(), targets))
 
@@ -147,8 +149,8 @@ class DenseCorrespondence(Objective):
         self, main: Tensor, view: Tensor, theta: Tensor, draws: Tensor, grid: tuple[int, int]
     ) -> Targets:
         """Sample anchors and cross-view pairs by `draws`; see `make_targets`."""
-        anchor_index = grid_index(draws[:, :2], *grid, self.grid_size)
-        cross_view_index = grid_index(draws[:, 2:4], *grid, self.cross_view_grid_size)
+        anchor_index = grid_index(draws[:, :2], *grid, self.settings.grid_size)
+        cross_view_index = grid_index(draws[:, 2:4], *grid, self.settings.cross_view_grid_size)
         return make_targets(main, view, nearest_index(theta, *grid), anchor_index, cross_view_index)
 
     def losses(
@@ -159,7 +161,7 @@ class DenseCorrespondence(Objective):
         Args:
             main: main view, [B, T, h * w, C].
             targets: from `make_targets` on this rank.
-            anchors: anchors of all ranks in rank order, [world * B * N, C].
+            anchors: anchors of all ranks in rank order, [ranks * B * N, C].
             cross_view: regularizing side of the pairs of all ranks, [world * B * M, C].
             rank: this process.
         """
@@ -170,8 +172,8 @@ class DenseCorrespondence(Objective):
         compare = functools.partial(
             anchor_cross_entropy,
             main.reshape(-1, C),
-            temperature=self.temperature,
-            chunk_size=self.chunk_size,
+            temperature=self.settings.temperature,
+            chunk_size=self.settings.chunk_size,
         )
         # frame 0 holds the anchors themselves and does not count
         space_time = compare(source[:, 1:].flatten(), anchors, label[:, 1:].flatten())
@@ -182,7 +184,7 @@ class DenseCorrespondence(Objective):
 
     @contextlib.contextmanager
     def _regularizing_mode(self) -> Iterator[None]:
-        if self.regularizing_norm == "train" or not self.training:
+        if self.settings.regularizing_norm == "train" or not self.training:
             yield
             return
         self.eval()

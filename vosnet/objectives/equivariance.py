@@ -4,175 +4,235 @@
     long-term     E(I_t)      ~ A^T Phi(E(I_{t'})),   |t - t'| >= 5
 
 Phi scales, mirrors and crops: a similarity transform, see `vosnet.transforms.similarity`. The paper leaves
-open what "~" is, how the affinity A copies, and what prevents collapse; here these are chosen.
+open what "~" is, how the affinity A copies, and what prevents collapse; the choices are options here.
 
-A is "hard" or "soft". Hard, each cell of Phi(I_t') belongs to the one cell of I_t, among some anchors, that
-it is most alike, and Phi(E(I_t')) there learns to find that anchor among those of all videos; many cells may
-share one. Soft, the cells of I_t get a mean of Phi(E(I_t')), and each must find its own mean among those of
-the others: neighbours that show the same thing must be told apart, which hurts the longer it trains (mean
-J&F on six DAVIS sequences, 100 clips, both terms: 64.6 after 216 steps, 63.3 after 1,404; hard: 69.9 after
-549).
+`alignment` is how A copies. "hard": each cell of Phi(I_t') belongs to the one cell of I_t, among some
+anchors, that it is most like, and Phi(E(I_t')) there learns to find that anchor among those of all videos;
+many cells may share one. That is the self-training of DUL (Araslanov et al. 2021) for a pair of frames:
+assignments are constants, features of both frames learn, whatever `stop_gradient` says. "soft": the cells of
+I_t get a mean of Phi(E(I_t')), and each must find its own mean among those of the others; neighbors that show
+the same thing must then be told apart, which hurts the longer it trains.
 
-"infonce" asks each cell to be more like its own partner than like the partners of other cells, of its
-own frame and of other videos. Features that are equal everywhere, within a video or along the frame, leave
-the loss at or near log(number of partners), its value for guessing: they are no minimum. Features that code
-the place in the frame alone do not help either, because Phi moves the cells.
-
-"cosine" is one minus the cosine of partners: the formula as it is written. Constant features are its exact
-minimum, and holding the right side constant does not keep training from it: on generated video
-`frame_variance` fell from 0.56 to 0.14 in 80 steps, where "infonce" kept 0.57. It is here to be compared
-with, and beside the segmentation term, which constant features cannot solve.
+`loss` is what "~" means. "infonce" asks each cell to be more like its own partner than like the partners of
+other cells, of its own frame and of other videos. Features that are equal everywhere, within a video or along
+the frame, leave the loss at or near log(number of partners), its value for guessing: they are no minimum.
+Features that encode the place in the frame alone do not help either, because Phi moves the cells. "cosine" is
+one minus the cosine of partners, the formula as it is written. Constant features are its exact minimum, also
+with a constant right side. It is provided as a baseline, and for use with the segmentation term, which
+constant features cannot solve.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vosnet.matching import dense_readout
-from vosnet.objectives.anchors import take_cells
-from vosnet.transforms import warp_images
+from vosnet.errors import UsageError
+from vosnet.objectives.anchors import grid_index
+from vosnet.objectives.base import whole_graph
+from vosnet.objectives.contrast import anchor_cross_entropy
+from vosnet.objectives.gather import gather_ranks
+from vosnet.objectives.pairs import (
+    PairLoss,
+    feature_variance,
+    frame_variance,
+    long_term_assignments,
+    long_term_pairs,
+    pair_loss,
+    short_term_pairs,
+)
+from vosnet.objectives.settings import ObjectiveSettings, check_at_least, check_positive
+from vosnet.runtime import current_ranks
+from vosnet.transforms import Clip
 
-PairLoss = Literal["infonce", "cosine"]
-Alignment = Literal["hard", "soft"]
-
-
-def moved_features(features: Tensor, theta: Tensor) -> Tensor:
-    """Phi of feature maps: bilinear, differentiable, the border cell repeated outside the frame.
-
-    Args:
-        features: [B, C, h, w].
-        theta: output to input, [B, 2, 3].
-
-    Returns:
-        [B, C, h, w].
-    """
-    return warp_images(features[:, None], theta)[:, 0]
-
-
-def short_term_pairs(moved: Tensor, following: Tensor, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The two sides of the short-term term at some cells.
-
-    Args:
-        moved: E(Phi(I_t)), [B, C, h, w].
-        following: E(I_{t+1}), [B, C, h, w].
-        theta: Phi, [B, 2, 3].
-        index: which cells of Phi's output are compared, [B, N].
-
-    Returns:
-        Unit vectors [B * N, C] of E(Phi(I_t)) and of Phi(E(I_{t+1})).
-    """
-    target = moved_features(F.normalize(following.float(), dim=1), theta)
-    return _cells(moved, index), _cells(target, index)
+CHUNK_SIZE = 2048  # cells per block of the long-term loss; changes memory and time, not the result
 
 
-def long_term_pairs(
-    query: Tensor, moved: Tensor, distant: Tensor, theta: Tensor, index: Tensor, *, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """The two sides of the long-term term at some cells.
-
-    The affinity A from Phi(t') to t is read as its subscript says: softmax over the cells of the transformed
-    frame of <E(Phi(I_t')), E(I_t)>, cosines divided by a temperature; its columns sum to 1. The features that
-    it copies are Phi(E(I_t')). So a cell finds its partner in the moved frame, and must get from there what
-    the frame's own features, moved, say: correspondence and equivariance are asked for at once. Cells whose
-    partner Phi crops away find the next best.
+@dataclass(frozen=True, kw_only=True)
+class EquivarianceSettings(ObjectiveSettings):
+    """Options of the two terms. The paper gives the equations and the gap of 5 frames, the rest is ours.
 
     Args:
-        query: E(I_t), [B, C, h, w].
-        moved: E(Phi(I_t')), [B, C, h, w].
-        distant: E(I_t'), [B, C, h, w].
-        theta: Phi, [B, 2, 3].
-        index: which cells of I_t are compared, [B, N].
-        temperature: of the affinity.
-
-    Returns:
-        Unit vectors [B * N, C] of E(I_t) and of the aligned Phi(E(I_t')).
+        short_term_weight: of L_short; a term of weight 0 is not computed.
+        long_term_weight: of L_long.
+        loss: what "~" means: "infonce" or "cosine".
+        temperature: divides the cosines of "infonce".
+        alignment: how the long-term affinity copies: "hard" or "soft".
+        affinity_temperature: divides the cosines of the soft affinity.
+        grid_size: the long-term term's cells of I_t are grid_size ** 2, on a lattice shifted at random.
+        short_term_grid_size: the same of the short-term term; cells nearer to each other than Phi enlarges
+            look alike and must not be told apart.
+        stop_gradient: "target": right sides are constants: Phi(E(.)) of L_short, and that of L_long under
+            soft alignment; their frames run without gradient, unless the segmentation term needs it. "none":
+            both sides learn. Hard alignment has no constant but the assignment.
+        long_term_gap: smallest distance of the distant frames from frame 0; clips that do not keep it are
+            refused.
+        min_frame_variance: training stops when the features' variance within frames falls below it; see
+            `frame_variance`. Collapse shows there first: batch norm keeps the frames apart for long.
     """
-    query, moved = (F.normalize(x.float(), dim=1) for x in (query, moved))
-    value = moved_features(F.normalize(distant.float(), dim=1), theta)
-    aligned = dense_readout(query, moved[:, None], value[:, None], temperature=temperature)
-    return _cells(query, index), _cells(aligned, index)
+
+    short_term_weight: float = 1.0
+    long_term_weight: float = 1.0
+    loss: PairLoss = "infonce"
+    temperature: float = 0.1
+    alignment: Literal["hard", "soft"] = "hard"
+    affinity_temperature: float = 0.05
+    grid_size: int = 8
+    short_term_grid_size: int = 4
+    stop_gradient: Literal["target", "none"] = "target"
+    long_term_gap: int = 5
+    min_frame_variance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(0, self, "short_term_weight", "long_term_weight")
+        check_positive(self, "temperature", "affinity_temperature")
 
 
-def long_term_assignments(
-    query: Tensor, moved: Tensor, distant: Tensor, theta: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The two sides of the long-term term under a hard affinity.
-
-    Each cell of the transformed frame belongs to the anchor, a cell of I_t, that E(Phi(I_t')) finds most
-    alike; its features Phi(E(I_t')) shall be those of that anchor. No gradient passes through the choice.
-    Read as a matrix, the choice is A_{Phi(t')}^t with one 1 per transformed cell. It is also the space-time
-    self-training of Araslanov et al. 2021 for one pair of frames.
+@dataclass(frozen=True)
+class Features:
+    """Features of a batch by frame of the clip, each [B, C, h, w].
 
     Args:
-        query: E(I_t), [B, C, h, w].
-        moved: E(Phi(I_t')), [B, C, h, w].
-        distant: E(I_t'), [B, C, h, w].
-        theta: Phi, [B, 2, 3].
-        index: the anchors, cells of I_t, [B, N].
-
-    Returns:
-        Unit vectors of Phi(E(I_t')), [B * h * w, C], of the anchors, [B * N, C], and each row's anchor,
-        [B * h * w].
+        main: of the frames, as the encoder makes them.
+        compared: of the frames, as the terms compare them: projected, if there is a head.
+        view: of the transformed frames, the same.
     """
-    B, N = index.shape
-    anchors = _cells(query, index)
-    with torch.no_grad():
-        cells = F.normalize(moved.float(), dim=1).flatten(2).transpose(1, 2)
-        affinity = cells @ anchors.view(B, N, -1).transpose(1, 2)
-        label = affinity.argmax(2) + torch.arange(B, device=index.device)[:, None] * N
-    rows = moved_features(F.normalize(distant.float(), dim=1), theta)
-    rows = F.normalize(rows, dim=1).flatten(2).transpose(1, 2)
-    return rows.flatten(0, 1), anchors, label.flatten()
+
+    main: dict[int, Tensor]
+    compared: dict[int, Tensor]
+    view: dict[int, Tensor]
 
 
-def pair_loss(
-    rows: Tensor,
-    targets: Tensor,
-    *,
-    first: int,
-    loss: PairLoss,
-    temperature: float,
-) -> Tensor:
-    """How far rows are from their targets, scalar.
+class Equivariance:
+    """short_term_weight * L_short + long_term_weight * L_long of features that the owner computes.
 
-    Args:
-        rows: unit vectors, [R, C].
-        targets: unit vectors, [S, C]: the rows' own stand at `first` to `first + R`, the others are those of
-            other ranks.
-        first: this rank's place.
-        loss: "infonce": cross-entropy of finding the own target among all; "cosine": one minus the
-            cosine of the own target.
-        temperature: divides the cosines; only for "infonce".
+    Clips are "paired": frame 0, its successor, then frames at least `long_term_gap` away (`data.order`).
+    L_short compares frames 0 and 1, L_long frame 0 with each distant one.
     """
-    if loss == "cosine":
-        return 1 - (rows * targets[first : first + len(rows)]).sum(1).mean()
-    label = torch.arange(first, first + len(rows), device=rows.device)
-    return F.cross_entropy(rows @ targets.t() / temperature, label)
 
+    def __init__(self, settings: EquivarianceSettings) -> None:
+        self.settings = settings
+        self._short_pairs, self._long_pairs = short_term_pairs, long_term_pairs
+        self._assignments = long_term_assignments
 
-def feature_variance(features: Tensor) -> Tensor:
-    """Mean squared distance of unit features from their mean, over all cells: 0 is collapse, 1 the most.
+    @property
+    def active(self) -> bool:
+        """Whether any term has a weight."""
+        return self.settings.short_term_weight > 0 or self.settings.long_term_weight > 0
 
-    Features of length zero count as equal. [N, C, h, w] -> scalar without gradient.
-    """
-    return _variance(features.transpose(0, 1).flatten(1)[None])
+    def compile_graphs(self, backend: str) -> None:
+        """Compile what runs between the encoder and the losses."""
+        self._short_pairs = whole_graph(short_term_pairs, backend)
+        self._long_pairs = whole_graph(long_term_pairs, backend)
+        self._assignments = whole_graph(long_term_assignments, backend)
 
+    def needed(self, clip_len: int) -> tuple[dict[int, bool], dict[int, bool]]:
+        """Frames, and transformed frames, whose features are compared, each with whether they learn."""
+        hard, both = self.settings.alignment == "hard", self.settings.stop_gradient == "none"
+        frames: dict[int, bool] = {}
+        views: dict[int, bool] = {}
+        if self.settings.short_term_weight:
+            frames[1], views[0] = both, True
+        if self.settings.long_term_weight:
+            distant = range(2, clip_len)
+            frames |= {0: True} | dict.fromkeys(distant, both or hard)
+            views |= dict.fromkeys(distant, both or not hard)
+        return frames, views
 
-def frame_variance(features: Tensor) -> Tensor:
-    """The same within each frame, averaged over the frames."""
-    return _variance(features.flatten(2))
+    def loss(self, features: Features, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and detached terms.
 
+        Returns:
+            Scalar, and `short_term` and `long_term` (unweighted, if their weight is not 0),
+            `feature_variance`, and `frame_variance` (the same within single frames).
+        """
+        total = clip.frames.new_zeros((), dtype=torch.float32)
+        terms: dict[str, Tensor] = {}
+        if self.settings.short_term_weight:
+            loss = self.short_term(features, clip)
+            total, terms["short_term"] = total + self.settings.short_term_weight * loss, loss.detach()
+        if self.settings.long_term_weight:
+            loss = self.long_term(features, clip)
+            total, terms["long_term"] = total + self.settings.long_term_weight * loss, loss.detach()
+        seen = torch.cat([*features.compared.values(), *features.view.values()])
+        terms["feature_variance"] = feature_variance(seen)
+        terms["frame_variance"] = frame_variance(seen)
+        return total, terms
 
-def _variance(cells: Tensor) -> Tensor:
-    """[G, C, cells] -> the variance of each group, averaged."""
-    unit = F.normalize(cells.detach().float(), dim=1)
-    return (unit.square().sum(1).mean(1) - unit.mean(2).square().sum(1)).mean()
+    def short_term(self, features: Features, clip: Clip) -> Tensor:
+        """L_short: E(Phi(I_0)) against Phi(E(I_1)), scalar."""
+        following = self._target(features.compared[1])
+        h, w = following.shape[-2:]
+        index = grid_index(clip.draws[:, :2], h, w, self.settings.short_term_grid_size)
+        return self._pair_loss(*self._short_pairs(features.view[0], following, clip.theta, index))
 
+    def long_term(self, features: Features, clip: Clip) -> Tensor:
+        """L_long: E(I_0) against the aligned Phi(E(I_t')), mean over the distant frames, scalar."""
+        query, losses = features.compared[0], []
+        h, w = query.shape[-2:]
+        index = grid_index(clip.draws[:, 2:4], h, w, self.settings.grid_size)
+        for t in range(2, clip.frames.shape[1]):
+            moved, distant = features.view[t], features.compared[t]
+            if self.settings.alignment == "hard":
+                assigned = self._assignments(query, moved, distant, clip.theta, index)
+                losses.append(self._assignment_loss(*assigned))
+            else:
+                temperature = self.settings.affinity_temperature
+                sides = query, moved, self._target(distant), clip.theta, index
+                losses.append(self._pair_loss(*self._long_pairs(*sides, temperature=temperature)))
+        return torch.stack(losses).mean()
 
-def _cells(features: Tensor, index: Tensor) -> Tensor:
-    rows = take_cells(features.flatten(2).transpose(1, 2), index)
-    return F.normalize(rows.float(), dim=2).flatten(0, 1)
+    def collapse_reason(self, terms: dict[str, float]) -> str | None:
+        """Why the features have collapsed, or None; see `Objective.collapse_reason`."""
+        variance, least = terms["frame_variance"], self.settings.min_frame_variance
+        if variance >= least:
+            return None
+        return (
+            f"the features of all cells of a frame became equal: frame_variance is {variance:.2e}, below "
+            f"objective.min_frame_variance ({least:.0e})"
+        )
+
+    def check_clip(self, clip: Clip) -> None:
+        """Check that the frames lie as far apart as the terms assume.
+
+        Raises:
+            UsageError: the clips are not paired, or their distant frames are too near (E150).
+        """
+        if clip.cut is None:  # frames that come from no video have no distance
+            return
+        gap, least = clip.cut.frame_ids - clip.cut.frame_ids[:, :1], self.settings.long_term_gap
+        if self.settings.short_term_weight and bool((gap[:, 1] != 1).any()):
+            found = int(gap[gap[:, 1] != 1][0, 1])
+            message = f"the short-term term needs frame 1 to follow frame 0, but it lies {found} away"
+            raise UsageError("E150", message, "Set data.order=paired and data.frame_gap=1.")
+        if self.settings.long_term_weight and bool((gap[:, 2:].abs() < least).any()):
+            raise UsageError(
+                "E150",
+                f"the long-term term needs frames at least {least} away from frame 0, but some are "
+                f"{int(gap[:, 2:].abs().min())} away",
+                f"Set data.order=paired and data.distant_gap to a range from {least} up.",
+            )
+
+    def _target(self, features: Tensor) -> Tensor:
+        return features.detach() if self.settings.stop_gradient == "target" else features
+
+    def _pair_loss(self, rows: Tensor, targets: Tensor) -> Tensor:
+        first = current_ranks().rank * len(rows)
+        options = self.settings.loss, self.settings.temperature
+        return pair_loss(rows, gather_ranks(targets), first=first, loss=options[0], temperature=options[1])
+
+    def _assignment_loss(self, rows: Tensor, anchors: Tensor, label: Tensor) -> Tensor:
+        """Of rows and the anchors of all ranks; `label` counts over this rank's anchors."""
+        label = label + current_ranks().rank * len(anchors)
+        anchors = gather_ranks(anchors)
+        if self.settings.loss == "cosine":
+            return 1 - (rows * anchors[label]).sum(1).mean()
+        every = torch.arange(len(rows), device=rows.device)
+        temperature = self.settings.temperature
+        return anchor_cross_entropy(
+            rows, every, anchors, label, temperature=temperature, chunk_size=CHUNK_SIZE
+        )

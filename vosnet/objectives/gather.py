@@ -8,22 +8,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def world() -> tuple[int, int]:
-    """This process's rank and the number of ranks; (0, 1) without a process group."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
+from vosnet.runtime import current_ranks
 
 
 def gather_ranks(tensor: Tensor) -> Tensor:
-    """Concatenate `tensor` [N, ...] of all ranks in rank order, [world * N, ...].
+    """Concatenate `tensor` [N, ...] of all ranks in rank order, [ranks * N, ...].
 
     The gradient of what every rank computes from a piece comes back to the rank that owns it, summed. With
     gradients averaged over ranks (as DDP does) and per-rank losses that are means over equally many rows, the
     result is the gradient of one process that holds the whole batch.
     """
-    if world()[1] == 1:
+    if current_ranks().size == 1:
         return tensor
     gathered: Tensor = _GatherRanks.apply(tensor)  # type: ignore[no-untyped-call]
     return gathered

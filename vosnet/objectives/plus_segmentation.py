@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vosnet.errors import UsageError
+from vosnet.errors import SettingError
 from vosnet.models.segmenter import MaskSegmenter
-from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob
-from vosnet.objectives.mask_embedding import MaskEmbedding
-from vosnet.objectives.pseudo_masks import (
-    ClusterSettings,
-    PseudoMasks,
-    refresh_interval,
-    write_pseudo_masks,
-)
+from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob, whole_graph
+from vosnet.objectives.segmentation_term import SegmentationSettings, SegmentationTerm
+from vosnet.objectives.settings import ObjectiveSettings
 from vosnet.transforms import Clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlusSegmentationSettings(SegmentationSettings):
+    """Options of `PlusSegmentation`: those of the term, and the other objective.
+
+    Args:
+        base: settings of the other objective; in a recipe, its section with its name.
+    """
+
+    base: ObjectiveSettings
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.base, ObjectiveSettings):
+            raise SettingError("base", f"must be a section with the name of an objective, got {self.base!r}")
+        if isinstance(self.base, SegmentationSettings):
+            raise SettingError("base", "this objective has a segmentation term of its own")
+        if not self.segmentation_weight > 0:
+            raise SettingError(
+                "segmentation_weight",
+                f"must be positive, got {self.segmentation_weight}; without the term, use the base objective "
+                "by itself",
+            )
+
+    def conflicts(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
+        for key, message in self.base.conflicts(clip_len=clip_len, color_space=color_space):
+            yield f"base.{key}", message
 
 
 class PlusSegmentation(Objective):
@@ -30,50 +53,15 @@ class PlusSegmentation(Objective):
     be the one that masks are propagated with: `mask_embedding.normalize` and `.temperature`.
 
     Args:
-        encoder: images to features, [N, 3, H, W] -> [N, C, h, w], with `output_stride`.
-        base: name and keyword arguments of the other objective.
-        segmentation_weight: of L_seg; ours, the paper states none.
-        clustering: keyword arguments of `ClusterSettings`.
-        mask_embedding: keyword arguments of `MaskEmbedding`.
-        refresh_epochs: pseudo masks are made anew so often; the default, when no clock is given, is 10.
-        refresh_steps: instead of epochs.
-        refresh_minutes: instead of epochs, for short runs.
-
-    Raises:
-        ValueError: an argument is out of range; the message begins with its name.
+        base: the other objective; its encoder has an `output_stride`.
+        settings: the options of the term.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        *,
-        base: dict[str, Any],
-        segmentation_weight: float = 1.0,
-        clustering: dict[str, Any] | None = None,
-        mask_embedding: dict[str, Any] | None = None,
-        refresh_epochs: float | None = None,
-        refresh_steps: int | None = None,
-        refresh_minutes: float | None = None,
-    ) -> None:
+    def __init__(self, base: Objective, settings: PlusSegmentationSettings) -> None:
         super().__init__()
-        if not segmentation_weight > 0:
-            raise ValueError(
-                f"segmentation_weight must be positive, got {segmentation_weight}; without the term, use "
-                "the base objective by itself"
-            )
-        self.segmentation_weight = segmentation_weight
-        self.base = _build_base(base, encoder)
-        self.refresh_interval = refresh_interval(refresh_epochs, refresh_steps, refresh_minutes)
-        try:
-            self.clusters = ClusterSettings(**(clustering or {}))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"clustering: {error}") from error
-        stride, count = int(encoder.output_stride), self.clusters.num_clusters  # type: ignore[arg-type]
-        try:
-            self.segmentation = MaskEmbedding(stride, num_clusters=count, **(mask_embedding or {}))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"mask_embedding: {error}") from error
-        self.masks: PseudoMasks | None = None
+        self.base, self.segmentation_weight = base, settings.segmentation_weight
+        self.segmentation = SegmentationTerm(int(base.encoder.output_stride), settings)  # type: ignore[arg-type]
+        self.refresh_interval = settings.refresh_interval
         self._encode = self._run_encoder
 
     @property
@@ -83,29 +71,17 @@ class PlusSegmentation(Objective):
 
     def compile_graphs(self, backend: str = "inductor") -> None:
         self.base.compile_graphs(backend)
-        self._encode = torch.compile(self._run_encoder, fullgraph=True, dynamic=False, backend=backend)
+        self._encode = whole_graph(self._run_encoder, backend)
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         """Both losses of one batch.
 
         Returns:
-            total, and the terms of the base objective and of `MaskEmbedding.loss`, unweighted.
+            total, and the terms of the base objective and of `SegmentationTerm.loss`, unweighted.
         """
-        if self.masks is None:
-            raise ValueError("the segmentation term needs pseudo masks: call refresh and use_refreshed first")
         output: ObjectiveOutput = self.base(clip)
-        features = self._features(clip.frames)
-        grid = self.segmentation.label_grid((features.shape[-2], features.shape[-1]))
-        labels = self.masks.labels(clip, grid)
-        loss, terms = self.segmentation.loss(features, clip.frames, labels, clip.draws)
-        total = output.total + self.segmentation_weight * loss
-        return ObjectiveOutput(total, {**output.terms, **terms})
-
-    def conflicts(self, *, clip_len: int, color_space: str) -> Iterator[tuple[str, str]]:
-        if clip_len < 2:
-            yield "base", f"base: the segmentation term needs data.clip_len of at least 2, got {clip_len}"
-        for key, message in self.base.conflicts(clip_len=clip_len, color_space=color_space):
-            yield "base", f"base.{message}" if message.startswith(key) else f"base: {message}"
+        loss, terms = self.segmentation(self._features(clip.frames), clip)
+        return ObjectiveOutput(output.total + self.segmentation_weight * loss, {**output.terms, **terms})
 
     def after_step(self) -> None:
         self.base.after_step()
@@ -117,10 +93,10 @@ class PlusSegmentation(Objective):
         return self.segmentation.segmenter
 
     def refresh(self, job: RefreshJob) -> Iterator[str]:
-        return write_pseudo_masks(job, self.encoder, self.clusters)
+        return self.segmentation.refresh(job, self.encoder)
 
     def use_refreshed(self, folder: Path) -> None:
-        self.masks = PseudoMasks(folder)
+        self.segmentation.use_refreshed(folder)
 
     def _features(self, frames: Tensor) -> Tensor:
         """Of the frames that the term reads, with gradient only where it is used, [B, T, C, h, w]."""
@@ -132,21 +108,3 @@ class PlusSegmentation(Objective):
     def _run_encoder(self, images: Tensor) -> Tensor:
         features: Tensor = self.encoder(images)
         return features
-
-
-def _build_base(base: dict[str, Any], encoder: nn.Module) -> Objective:
-    from vosnet.objectives.table import build_objective  # the table lists this class too
-
-    arguments = dict(base)
-    name = str(arguments.pop("name", None))
-    if name in {"plus_segmentation", "unified"}:
-        raise ValueError(f"base: {name} has a segmentation term of its own")
-    try:
-        built = build_objective(name, encoder, **arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"base: {error}") from error
-    except UsageError as error:
-        raise ValueError(f"base: {error.message}. {error.hint}") from error
-    if built.refresh_interval is not None:
-        raise ValueError(f"base: {name} makes files of its own at intervals")
-    return built

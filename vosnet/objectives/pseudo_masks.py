@@ -1,4 +1,4 @@
-"""Pseudo masks: the space-time clusters of every training video, stored per video and cut like the clips."""
+"""Pseudo masks: label maps of the training videos, written at a refresh and read for every clip."""
 
 from __future__ import annotations
 
@@ -6,106 +6,38 @@ import io
 import json
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from vosnet import files
 from vosnet.datasets.frames import StoredVideo
 from vosnet.errors import InputError, StorageError, VosnetError
-from vosnet.masks import DAVIS_PALETTE
-from vosnet.objectives.base import RefreshInterval, RefreshJob
-from vosnet.objectives.clustering import assign_clusters, cell_points, fit_clusters
-from vosnet.transforms import Clip, encoder_input, resize_short_side
-from vosnet.transforms.lab import ColorSpace
+from vosnet.masks.sheet import PICTURE, sheet_row, write_sheet
+from vosnet.objectives.base import RefreshJob
+from vosnet.objectives.label_maps import LabelMaps, VideoMaps, cut_clip, labels_at
+from vosnet.objectives.video_clusters import ClusterSettings, cluster_video
+from vosnet.transforms import Clip
 
-PUBLISHED_EPOCHS = 10
-NO_LABEL = 255  # in the files; -1 for those who read them
 MAX_WITHOUT_SHARE = 0.05
-_BATCH_FRAMES = 8
-_SHEET_VIDEOS, _SHEET_FRAMES, _SHEET_WIDTH = 4, 6, 192
-LabelMaps = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class ClusterSettings:
-    """How a video is divided; the paper gives num_clusters and the sinusoidal (t, y, x), the rest is ours.
-
-    Args:
-        num_clusters: M, at most 254.
-        position_dim: length of the position vector.
-        position_weight: its weight beside a unit feature.
-        centroid_every: centroids are fitted on every so-many-th frame; every frame is assigned to them.
-        max_points: centroids are fitted on fewer frames than that when they have more cells together.
-        short_side: frames are first scaled down to this shorter side in pixels; None: not at all.
-        upsample: the features that are assigned are first enlarged so many times, bilinearly, which gives
-            the clusters smooth borders between cells; centroids are fitted on the features as they are.
-        seed: of k-means.
-    """
-
-    num_clusters: int = 5
-    position_dim: int = 24
-    position_weight: float = 0.5
-    centroid_every: int = 4
-    max_points: int = 100_000
-    short_side: int | None = 256
-    upsample: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.num_clusters < NO_LABEL:
-            raise ValueError(f"num_clusters must be 2 to {NO_LABEL - 1}, got {self.num_clusters}")
-        if self.position_dim < 6 or self.position_dim % 6:
-            raise ValueError(f"position_dim must be a positive multiple of 6, got {self.position_dim}")
-        if self.position_weight < 0:
-            raise ValueError(f"position_weight must not be negative, got {self.position_weight}")
-        for name in ("centroid_every", "upsample"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class VideoMaps:
-    """The label maps of one video.
-
-    Args:
-        labels: cluster of every cell, [T, h, w] uint8, `NO_LABEL` for none.
-        cell: height and width of a cell as shares of the frame's; the last row and column may stick out.
-    """
-
-    labels: LabelMaps
-    cell: tuple[float, float]
-
-
-def refresh_interval(epochs: float | None, steps: int | None, minutes: float | None) -> RefreshInterval:
-    """The clock that is given, or the published one: every 10 epochs.
-
-    Raises:
-        ValueError: several are given, or one is not positive.
-    """
-    clocks = (epochs, steps, minutes)
-    given = any(clock is not None for clock in clocks)
-    return RefreshInterval(*clocks) if given else RefreshInterval(epochs=PUBLISHED_EPOCHS)
+_SHEET_VIDEOS, _SHEET_FRAMES = 4, 6
+_OTHER_VIDEOS = "They were made of other videos: remove that folder, and they are made anew."
 
 
 def write_pseudo_masks(job: RefreshJob, encoder: nn.Module, settings: ClusterSettings) -> Iterator[str]:
     """Cluster this rank's share of the videos and store the label maps; the body of `Objective.refresh`.
 
-    A video that cannot be read or divided gets no maps; the store then answers -1 for its cells. Part 0 also
-    draws `sheet.png`: frames of a few videos under their clusters.
+    A video that cannot be read or divided gets no maps; `PseudoMasks` then answers -1 for its cells. Part 0
+    also draws `sheet.png`: frames of a few videos under their clusters.
 
     Args:
         job: which videos, and the folder.
-        encoder: images to features, [N, 3, H, W] -> [N, C, h, w], with `output_stride`. Runs in eval mode, on
-            its own device and in the job's precision; left in the mode it was in.
+        encoder: see `cluster_video`; runs in the job's precision.
         settings: how a video is divided.
 
     Yields:
@@ -116,7 +48,7 @@ def write_pseudo_masks(job: RefreshJob, encoder: nn.Module, settings: ClusterSet
         StorageError: the disk is full or not writable.
     """
     share, without = job.share(), {}
-    drawn: list[npt.NDArray[np.uint8]] = []
+    drawn: list[LabelMaps] = []
     for video in share:
         try:
             maps = cluster_video(video, encoder, settings, bfloat16=job.bfloat16)
@@ -138,42 +70,7 @@ def write_pseudo_masks(job: RefreshJob, encoder: nn.Module, settings: ClusterSet
         )
     files.write_json(job.folder / f"without.{job.part}.json", without)
     if drawn:
-        with files.atomic_path(job.folder / "sheet.png") as path:
-            Image.fromarray(np.concatenate(drawn)).save(path)
-
-
-def cluster_video(
-    video: StoredVideo, encoder: nn.Module, settings: ClusterSettings, *, bfloat16: bool = False
-) -> VideoMaps:
-    """The space-time clusters of all frames of one video.
-
-    Frames are encoded a few at a time, each once: memory holds the features that centroids are fitted on,
-    their points, and the label maps.
-
-    Raises:
-        InputError: the video has fewer different cells than clusters, or cannot be read.
-    """
-    count = len(video)
-    features, size = _features(video, [0], encoder, settings, bfloat16=bfloat16)
-    h, w = features.shape[-2:]
-    every = max(settings.centroid_every, -(-count * h * w // settings.max_points))
-    fitted = range(0, count, every)
-    parts = [features]
-    parts += [_features(video, ids, encoder, settings, bfloat16=bfloat16)[0] for ids in _batches(fitted[1:])]
-    features = torch.cat(parts)
-    del parts
-    points = _points(features, fitted, count, settings)
-    centroids = fit_clusters(points, settings.num_clusters, seed=settings.seed).centroids
-    del points
-    labels: LabelMaps = np.empty((count, h * settings.upsample, w * settings.upsample), np.uint8)
-    for start in range(0, len(fitted), _BATCH_FRAMES):
-        part = slice(start, start + _BATCH_FRAMES)
-        labels[fitted[part]] = _labels(features[part], fitted[part], count, centroids, settings)
-    for ids in _batches([i for i in range(count) if i % every]):
-        features = _features(video, ids, encoder, settings, bfloat16=bfloat16)[0]
-        labels[ids] = _labels(features, ids, count, centroids, settings)
-    side = float(encoder.output_stride) / settings.upsample  # type: ignore[arg-type]
-    return VideoMaps(labels, (side / size[0], side / size[1]))
+        write_sheet(job.folder / "sheet.png", drawn)
 
 
 class PseudoMasks:
@@ -209,10 +106,10 @@ class PseudoMasks:
         """
         if clip.cut is None:
             raise ValueError("the clip does not say where it was cut from (clip.cut is None)")
-        cut = clip.cut
+        ids, boxes, flips, sizes = (tensor.tolist() for tensor in clip.cut.tensors())
         rows = [
-            self._clip_labels(name, ids, boxes, size.tolist(), grid)[:, :, :: -1 if flip else 1]
-            for name, ids, boxes, flip, size in zip(clip.names, *cut.tensors(), strict=True)
+            cut_clip(self._maps(name, max(ids[b])), ids[b], boxes[b], sizes[b], grid, flip=flips[b])
+            for b, name in enumerate(clip.names)
         ]
         return torch.from_numpy(np.stack(rows)).to(clip.frames.device)
 
@@ -237,99 +134,19 @@ class PseudoMasks:
                 cell = tuple(stored["cell"].tolist())
                 return VideoMaps(stored["labels"], cast("tuple[float, float]", cell))
         except FileNotFoundError as error:
-            hint = "They were made of other videos: remove that folder, and they are made anew."
-            raise InputError("E183", f"no pseudo masks of video {name} in {self.folder}", hint) from error
+            message = f"no pseudo masks of video {name} in {self.folder}"
+            raise InputError("E183", message, _OTHER_VIDEOS) from error
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             hint = "Remove its folder; the pseudo masks are then made anew."
             raise InputError("E183", f"pseudo masks {path} are damaged ({error})", hint) from error
 
-    def _clip_labels(
-        self, name: str, ids: Tensor, boxes: Tensor, size: Sequence[int], grid: tuple[int, int]
-    ) -> npt.NDArray[np.int64]:
+    def _maps(self, name: str, last: int) -> VideoMaps | None:
+        """`video`, of at least `last` + 1 frames."""
         maps = self.video(name)
-        if maps is None:
-            return np.full((len(ids), *grid), -1, np.int64)
-        if int(ids.max()) >= len(maps.labels):
-            have = f"frame {int(ids.max())} of video {name}, only of {len(maps.labels)} frames"
-            hint = "They were made of other videos: remove that folder, and they are made anew."
-            raise InputError("E183", f"no pseudo mask of {have} in {self.folder}", hint)
-        frames = [
-            cut_map(maps, t, box, size, grid) for t, box in zip(ids.tolist(), boxes.tolist(), strict=True)
-        ]
-        label = np.stack(frames).astype(np.int64)
-        label[label == NO_LABEL] = -1
-        return label
-
-
-def cut_map(
-    maps: VideoMaps, t: int, box: Sequence[int], size: Sequence[int], grid: tuple[int, int]
-) -> LabelMaps:
-    """The labels under the cells of one crop of frame `t`, nearest, [h, w]; `size` is the frame's (H, W)."""
-    places = []
-    for axis, start in enumerate(box[:2]):
-        middle = start + (np.arange(grid[axis]) + 0.5) * box[2] / grid[axis]  # pixels of the frame
-        # 1e-6: a middle on the line between two cells belongs to the second, whatever the rounding
-        cell = np.floor(middle / (size[axis] * maps.cell[axis]) + 1e-6).astype(np.int64)
-        places.append(np.clip(cell, 0, maps.labels.shape[1 + axis] - 1))
-    labels: LabelMaps = maps.labels[t][np.ix_(*places)]
-    return labels
-
-
-def _batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (ids[start : start + _BATCH_FRAMES] for start in range(0, len(ids), _BATCH_FRAMES))
-
-
-def _points(
-    features: Tensor, ids: Sequence[int], count: int, settings: ClusterSettings, upsample: int = 1
-) -> Tensor:
-    """Points of the frames `ids` of a video of `count` frames."""
-    return cell_points(
-        features,
-        torch.tensor([i / max(1, count - 1) for i in ids], device=features.device),
-        position_dim=settings.position_dim,
-        position_weight=settings.position_weight,
-        upsample=upsample,
-    )
-
-
-def _labels(
-    features: Tensor, ids: Sequence[int], count: int, centroids: Tensor, settings: ClusterSettings
-) -> LabelMaps:
-    """Nearest centroids of frames as maps, [frames, h, w] with h and w times `upsample`."""
-    h, w = (settings.upsample * n for n in features.shape[-2:])
-    points = _points(features, ids, count, settings, settings.upsample)
-    return assign_clusters(points, centroids)[0].to(torch.uint8).view(-1, h, w).cpu().numpy()
-
-
-def _features(
-    video: StoredVideo,
-    ids: Sequence[int],
-    encoder: nn.Module,
-    settings: ClusterSettings,
-    *,
-    bfloat16: bool,
-) -> tuple[Tensor, tuple[int, int]]:
-    """Features of some frames, [frames, C, h, w], and the (H, W) that the encoder saw."""
-    frames = video.read(ids)
-    if settings.short_side is not None:
-        frames = np.stack([resize_short_side(frame, settings.short_side) for frame in frames])
-    return _encode(frames, encoder, bfloat16=bfloat16), (frames.shape[1], frames.shape[2])
-
-
-@torch.no_grad()
-def _encode(frames: npt.NDArray[np.uint8], encoder: nn.Module, *, bfloat16: bool) -> Tensor:
-    device = next(encoder.parameters()).device
-    images = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2)
-    color_space = cast("ColorSpace", getattr(encoder, "color_space", "rgb"))
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            inputs = encoder_input(images, color_space).contiguous(memory_format=torch.channels_last)
-            features: Tensor = encoder(inputs)
-    finally:
-        encoder.train(was_training)
-    return features.float()
+        if maps is not None and last >= len(maps.labels):
+            have = f"frame {last} of video {name}, only of {len(maps.labels)} frames"
+            raise InputError("E183", f"no pseudo mask of {have} in {self.folder}", _OTHER_VIDEOS)
+        return maps
 
 
 def _file_name(name: str) -> str:
@@ -347,15 +164,9 @@ def _size(maps: VideoMaps | None) -> int:
     return 0 if maps is None else maps.labels.nbytes
 
 
-def _sheet_row(video: StoredVideo, maps: VideoMaps) -> npt.NDArray[np.uint8]:
-    """Some frames of a video, half of each pixel in the color of its cluster, [H, _SHEET_FRAMES * W, 3]."""
-    palette = np.frombuffer(DAVIS_PALETTE, np.uint8).reshape(256, 3)[1:]
+def _sheet_row(video: StoredVideo, maps: VideoMaps) -> LabelMaps:
+    """Some frames of a video under their clusters."""
     ids = np.linspace(0, len(video) - 1, _SHEET_FRAMES).round().astype(int).tolist()
-    height = _SHEET_WIDTH * 9 // 16
-    pictures = []
-    for frame, t in zip(video.read(ids), ids, strict=True):
-        small = np.asarray(Image.fromarray(frame).resize((_SHEET_WIDTH, height)))
-        y = ((np.arange(height) + 0.5) / height / maps.cell[0]).astype(int)
-        x = ((np.arange(_SHEET_WIDTH) + 0.5) / _SHEET_WIDTH / maps.cell[1]).astype(int)
-        pictures.append((small // 2 + palette[maps.labels[t][np.ix_(y, x)]] // 2).astype(np.uint8))
-    return np.concatenate(pictures, axis=1)
+    rows, columns = ((np.arange(n) + 0.5) / n for n in PICTURE)
+    labels = [labels_at(maps, t, rows, columns) for t in ids]
+    return sheet_row(video.read(ids), labels)

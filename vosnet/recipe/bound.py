@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from torch import nn
-
 from vosnet.datasets.frames import FrameStore
 from vosnet.datasets.index import VideoEntry
 from vosnet.datasets.stream import ClipStream, build_stream
-from vosnet.errors import UsageError
-from vosnet.objectives import OBJECTIVES
+from vosnet.errors import SettingError, UsageError
+from vosnet.objectives import OBJECTIVES, objective_settings
 from vosnet.recipe.problems import suggest
 from vosnet.recipe.schema import Recipe, Section
 from vosnet.recipe.signatures import section_of
@@ -38,10 +36,13 @@ def objective_section(section: Mapping[str, Any], findings: Findings) -> dict[st
         what = "objective.name is missing" if name is None else f"unknown objective {name!r}"
         findings.add(("objective", "name") if name is not None else ("objective",), f"{what}; {hint}")
         return dict(section)
-    checked = findings.validate(section_of(OBJECTIVES[name]), arguments, ("objective",))
+    checked = findings.validate(section_of(OBJECTIVES[name].settings), arguments, ("objective",))
     if checked is None:
         return dict(section)
-    _try(lambda: OBJECTIVES[name](_Features(), **checked.model_dump()), "objective", arguments, findings)
+    try:
+        objective_settings(name, **checked.model_dump())
+    except SettingError as error:
+        findings.add(("objective", *error.key.split(".")), f"objective.{error}")
     return {"name": name, **checked.model_dump()}
 
 
@@ -74,18 +75,10 @@ def open_stream(recipe: Recipe, before: ClipStream | None = None) -> ClipStream:
 
 def check_fit(values: Mapping[str, Any], findings: Findings) -> None:
     """Note what the objective asks of the clips or the encoder and does not get; sections must be valid."""
-    arguments = dict(values["objective"])
-    objective = OBJECTIVES[arguments.pop("name")](_Features(), **arguments)
+    settings = objective_settings(**values["objective"])
     color_space = (values.get("encoder") or {}).get("color_space", "rgb")
-    for key, message in objective.conflicts(clip_len=values["data"]["clip_len"], color_space=color_space):
-        findings.add(("objective", key), f"objective.{message}")
-
-
-class _Features(nn.Module):
-    """Stands for an encoder while an objective's arguments are tried out."""
-
-    feature_dim = 8
-    output_stride = 8
+    for key, message in settings.conflicts(clip_len=values["data"]["clip_len"], color_space=color_space):
+        findings.add(("objective", *key.split(".")), f"objective.{key}: {message}")
 
 
 def _dry_stream(section: Section) -> ClipStream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable
@@ -20,13 +21,17 @@ def section_of(function: Callable[..., Any], given_by_code: tuple[str, ...] = ()
         given_by_code: parameters that the program supplies, such as the seed: they are no recipe keys.
     """
     target = function.__init__ if inspect.isclass(function) else function
-    hints = typing.get_type_hints(target, include_extras=True)
+    owner = function if dataclasses.is_dataclass(function) else target  # fields may come from other modules
+    hints = typing.get_type_hints(owner, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY or name in given_by_code:
             continue
+        annotation = hints.get(name, Any)
         default = ... if parameter.default is parameter.empty else parameter.default
-        fields[name] = (_relaxed(hints.get(name, Any)), default)
+        if dataclasses.is_dataclass(annotation):  # a section of its own, which its dataclass checks
+            annotation, default = (dict[str, Any], ...) if default is ... else (dict[str, Any] | None, None)
+        fields[name] = (_relaxed(annotation), default)
     return create_model(f"{function.__name__}_section", __base__=Section, **fields)
 
 

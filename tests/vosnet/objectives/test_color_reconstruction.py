@@ -264,10 +264,10 @@ training: {batch_size: 2}
 
 
 def test_more_references_than_a_clip_has_are_refused_with_the_line() -> None:
-    with pytest.raises(RecipeError, match=r"r.yaml:4: objective.num_references is 5, but a clip of 4 frames"):
+    with pytest.raises(RecipeError, match=r"r.yaml:4: objective.num_references: got 5, but a clip of 4 fr"):
         parse_recipe(RECIPE, name="r.yaml")
     parse_recipe(RECIPE, ["objective.num_references=all"])
-    with pytest.raises(UsageError, match="E166 num_references is 5"):
+    with pytest.raises(UsageError, match="E166 num_references: got 5"):
         objective(num_references=5)(lab_clip())
 
 

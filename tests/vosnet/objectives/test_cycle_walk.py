@@ -11,14 +11,16 @@ from torch import Tensor
 
 from tests.support.dul import ToyEncoder
 from vosnet.errors import UsageError
-from vosnet.objectives import CycleWalk
+from vosnet.objectives import CycleWalk, build_objective
 from vosnet.transforms import Clip
 
 
 def objective(**kwargs: Any) -> CycleWalk:
     torch.manual_seed(0)
     options: dict[str, Any] = {"patch_size": 16, "patch_stride": 8, "embedding_dim": 8}
-    return CycleWalk(ToyEncoder(), **(options | kwargs))
+    built = build_objective("cycle_walk", ToyEncoder(), **(options | kwargs))
+    assert isinstance(built, CycleWalk)
+    return built
 
 
 def random_clip(seed: int = 0, B: int = 2, T: int = 4, side: int = 32) -> Clip:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.support.dul import ToyEncoder, materialized_losses, peak_bytes, picked_losses, toy_objective
 from tests.support.two_ranks import on_two_ranks
-from vosnet.errors import UsageError
+from vosnet.errors import SettingError, UsageError
 from vosnet.objectives import ObjectiveOutput, build_objective
 from vosnet.objectives.anchors import grid_index
 from vosnet.objectives.dense_correspondence import make_targets, watch_terms
@@ -244,7 +244,7 @@ def test_two_ranks_with_half_the_batch_give_the_losses_and_gradients_of_one(tmp_
 def test_unknown_objectives_and_arguments_are_named_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match="dense_corespondence"):
         build_objective("dense_corespondence", ToyEncoder())
-    with pytest.raises(UsageError, match="Did you mean 'temperature'"):
+    with pytest.raises(SettingError, match="temprature: unknown key. Did you mean 'temperature'"):
         build_objective("dense_correspondence", ToyEncoder(), temprature=0.1)
     with pytest.raises(ValueError, match="regularizing_norm"):
         build_objective("dense_correspondence", ToyEncoder(), regularizing_norm="frozen")

@@ -11,7 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.vosnet.models.test_segmenter import TINY, aggregated_by_definition
 from vosnet.matching import Neighborhood, dense_readout, nearest_attention, nearest_readout
-from vosnet.objectives.mask_embedding import MaskEmbedding, choose_objects, object_target
+from vosnet.objectives.mask_targets import choose_objects, object_target
+from vosnet.objectives.segmentation_term import SegmentationSettings, SegmentationTerm
+from vosnet.objectives.settings import settings_from
 from vosnet.synthetic import make_clip
 from vosnet.transforms import normalize_images
 from vosnet_kernels import workspace_limit
@@ -27,9 +29,10 @@ def problem(B: int = 2, T: int = 3, C: int = 7, grid: int = 4) -> dict[str, Tens
     }
 
 
-def embedding(**changes: Any) -> MaskEmbedding:
+def embedding(num_clusters: int = 4, **changes: Any) -> SegmentationTerm:
     torch.manual_seed(0)
-    return MaskEmbedding(8, **{"num_clusters": 4, **TINY, **changes})
+    keys = {"clustering": {"num_clusters": num_clusters}, "mask_embedding": {**TINY, **changes}}
+    return SegmentationTerm(8, settings_from(SegmentationSettings, keys))
 
 
 def affinity_by_loop(query: Tensor, memory: Tensor, temperature: float) -> Tensor:
@@ -222,8 +225,8 @@ def test_a_rollout_learns_from_every_frame_after_the_first() -> None:
 def test_labels_may_be_as_fine_as_the_answers() -> None:
     term, data = embedding().eval(), problem()
     fine = data["labels"].repeat_interleave(2, -1).repeat_interleave(2, -2)
-    assert term.label_grid((4, 4)) == tuple(fine.shape[-2:])
-    assert embedding(upsample=False).label_grid((4, 4)) == (4, 4)
+    assert term.segmenter.answer_grid((4, 4)) == tuple(fine.shape[-2:])
+    assert embedding(upsample=False).segmenter.answer_grid((4, 4)) == (4, 4)
     coarse_loss, coarse = term.loss(**data)
     fine_loss, terms = term.loss(**{**data, "labels": fine})
     torch.testing.assert_close(terms["coarse"], coarse["coarse"])
@@ -314,12 +317,12 @@ def test_only_the_latest_references_are_read() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_objects": 9}, "num_objects must"),
-        ({"rounds": 0}, "rounds must"),
-        ({"temperature": 0.0}, "temperature must"),
-        ({"num_references": 0}, "num_references must"),
-        ({"k": 0}, "k must"),
-        ({"rollout": "answers"}, "rollout must"),
+        ({"num_objects": 9}, "num_objects: must"),
+        ({"rounds": 0}, "rounds: must"),
+        ({"temperature": 0.0}, "temperature: must"),
+        ({"num_references": 0}, "num_references: must"),
+        ({"k": 0}, "k: must"),
+        ({"rollout": "answers"}, "rollout: must"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:

@@ -19,14 +19,9 @@ from vosnet.datasets.stream import build_stream
 from vosnet.errors import InputError
 from vosnet.objectives import RefreshJob
 from vosnet.objectives.clustering import cell_points, fit_clusters
-from vosnet.objectives.pseudo_masks import (
-    ClusterSettings,
-    PseudoMasks,
-    VideoMaps,
-    cluster_video,
-    cut_map,
-    write_pseudo_masks,
-)
+from vosnet.objectives.label_maps import VideoMaps, cut_map
+from vosnet.objectives.pseudo_masks import PseudoMasks, write_pseudo_masks
+from vosnet.objectives.video_clusters import ClusterSettings, cluster_video
 from vosnet.synthetic import Scene
 from vosnet.transforms import Clip, Cut, assemble_clip, crop_frames
 

@@ -19,7 +19,7 @@ from tests.support.two_ranks import on_two_ranks
 from vosnet.errors import DivergedError, UsageError
 from vosnet.objectives import OBJECTIVES, Unified, build_objective
 from vosnet.objectives.anchors import grid_index
-from vosnet.objectives.equivariance import (
+from vosnet.objectives.pairs import (
     feature_variance,
     frame_variance,
     long_term_assignments,
@@ -68,7 +68,13 @@ def toy_clip(B: int = 2, T: int = 4, side: int = 64, frame_ids: list[int] | None
 def toy_unified(**kwargs: Any) -> Unified:
     encoder = ToyEncoder()
     encoder.output_stride = 8  # type: ignore[assignment]
-    return Unified(encoder, **({"segmentation_weight": 0.0, "grid_size": 4} | kwargs))
+    return unified(encoder, **({"segmentation_weight": 0.0, "grid_size": 4} | kwargs))
+
+
+def unified(encoder: nn.Module, **keys: Any) -> Unified:
+    built = build_objective("unified", encoder, **keys)
+    assert isinstance(built, Unified)
+    return built
 
 
 def test_a_transform_and_its_inverse_are_the_identity_inside_the_crop() -> None:
@@ -135,12 +141,14 @@ def test_the_hard_alignment_is_the_written_out_one() -> None:
 def test_the_hard_alignment_is_a_cross_entropy_over_all_anchors_in_the_term() -> None:
     objective, clip = toy_unified(short_term_weight=0.0, grid_size=2), toy_clip(T=3)
     features = objective.embed(clip)
-    loss = objective.long_term(features, clip)
+    loss = objective.equivariance.long_term(features, clip)
     index = grid_index(clip.draws[:, 2:4], *features.main[0].shape[-2:], 2)
     rows, anchors, label = long_term_assignments(
         features.compared[0], features.view[2], features.compared[2], clip.theta, index
     )
-    torch.testing.assert_close(loss, F.cross_entropy(rows @ anchors.t() / objective.temperature, label))
+    torch.testing.assert_close(
+        loss, F.cross_entropy(rows @ anchors.t() / objective.settings.temperature, label)
+    )
     assert not features.view[2].requires_grad
     (gradient,) = torch.autograd.grad(loss, features.compared[0])
     assert float(gradient.abs().sum()) > 0  # anchors learn too
@@ -264,8 +272,8 @@ def image_gradients(tmp_path: Path, weight: str, **options: Any) -> tuple[Tensor
     return tuple(torch.where(size < 1e-6, 0.0, size) for size in sizes)  # type: ignore[return-value]
 
 
-def unified_with_masks(**options: Any) -> Any:
-    return build_objective("unified", ToyEncoder(), **options)
+def unified_with_masks(**options: Any) -> Unified:
+    return unified(ToyEncoder(), **options)
 
 
 @pytest.mark.parametrize(
@@ -400,12 +408,12 @@ class Constant(nn.Module):
 def test_features_that_say_nothing_do_not_lower_the_contrast_but_please_the_cosine() -> None:
     guess = math.log(2 * 16)
     for kind, allowed in (("constant", 1e-5), ("place", 2.0)):
-        objective = Unified(Constant(kind), segmentation_weight=0.0, grid_size=4, alignment="soft")
+        objective = unified(Constant(kind), segmentation_weight=0.0, grid_size=4, alignment="soft")
         terms = objective(toy_clip()).terms
         assert float(terms["short_term"]) >= guess - 1e-5  # no better than guessing
         assert float(terms["long_term"]) >= guess - allowed
-    collapsed = Unified(Constant("constant"), segmentation_weight=0.0, grid_size=4, loss="cosine")
-    hard = Unified(Constant("constant"), segmentation_weight=0.0, grid_size=4)
+    collapsed = unified(Constant("constant"), segmentation_weight=0.0, grid_size=4, loss="cosine")
+    hard = unified(Constant("constant"), segmentation_weight=0.0, grid_size=4)
     assert float(hard(toy_clip()).terms["long_term"]) >= guess - 1e-5
     output = collapsed(toy_clip())
     assert float(output.total.detach()) == pytest.approx(0, abs=1e-5)
@@ -479,17 +487,17 @@ def test_the_smallest_distance_is_the_one_asked_for_and_only_asked_of_its_term()
     ("wrong", "message"),
     [
         ({"short_term_weight": 0.0, "long_term_weight": 0.0}, "at least one must be positive"),
-        ({"long_term_weight": -1.0}, "long_term_weight must not be negative"),
-        ({"alignment": "none"}, "alignment must be one of hard, soft, got 'none'"),
-        ({"loss": "l2"}, "loss must be one of infonce, cosine, got 'l2'"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"long_term_weight": -1.0}, "long_term_weight: must be at least 0"),
+        ({"alignment": "none"}, "alignment: must be one of hard, soft, got 'none'"),
+        ({"loss": "l2"}, "loss: must be one of infonce, cosine, got 'l2'"),
+        ({"temperature": 0.0}, "temperature: must be positive"),
         (
             {"clustering": {"num_centroids": 3}},
-            "clustering has no key 'num_centroids'; it takes num_clusters",
+            "clustering.num_centroids: unknown key. Known: num_clusters",
         ),
-        ({"clustering": {"num_clusters": 1}}, "num_clusters must be 2 to 254"),
-        ({"mask_embedding": {"num_clusters": 3}}, "mask_embedding has no key 'num_clusters'"),
-        ({"refresh_epochs": 3.0, "refresh_steps": 5}, "exactly one must be given"),
+        ({"clustering": {"num_clusters": 1}}, "clustering.num_clusters: must be 2 to 254"),
+        ({"mask_embedding": {"num_clusters": 3}}, "mask_embedding.num_clusters: unknown key"),
+        ({"refresh_epochs": 3.0, "refresh_steps": 5}, "exactly one of .* must be given"),
     ],
 )
 def test_wrong_arguments_are_named(wrong: dict[str, Any], message: str) -> None:
@@ -498,7 +506,7 @@ def test_wrong_arguments_are_named(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_the_objective_is_in_the_table_and_refreshes_every_ten_epochs_unless_told() -> None:
-    assert OBJECTIVES["unified"] is Unified
+    assert OBJECTIVES["unified"].build is Unified
     encoder = ToyEncoder()
     encoder.output_stride = 8  # type: ignore[assignment]
     small = {"width": 8, "depth": 1, "mask_dim": 8, "hidden_dim": 8}

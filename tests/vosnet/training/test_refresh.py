@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,26 @@ from torch import nn
 
 from tests.support.toy_training import losses, train_toy
 from vosnet.errors import DivergedError, InputError
-from vosnet.objectives import OBJECTIVES, Objective, ObjectiveOutput, RefreshInterval, RefreshJob
+from vosnet.objectives import (
+    OBJECTIVES,
+    Listed,
+    Objective,
+    ObjectiveOutput,
+    ObjectiveSettings,
+    RefreshInterval,
+    RefreshJob,
+)
 from vosnet.transforms import Clip
 
 TOY = ["objective={name: refreshing}", "schedule={steps: 6}"]
 INTERRUPT_AT: list[int] = []  # the call of `refresh` that is interrupted by a signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshingSettings(ObjectiveSettings):
+    every: int = 2
+    limit: float = -1.0
+    refresh_s: float = 0.0
 
 
 class Refreshing(Objective):
@@ -28,13 +44,11 @@ class Refreshing(Objective):
 
     calls = 0
 
-    def __init__(
-        self, encoder: nn.Module, *, every: int = 2, limit: float = -1.0, refresh_s: float = 0.0
-    ) -> None:
+    def __init__(self, encoder: nn.Module, settings: RefreshingSettings) -> None:
         super().__init__()
         self.encoder = encoder
-        self.refresh_interval = RefreshInterval(steps=every)
-        self.limit, self.refresh_s = limit, refresh_s
+        self.refresh_interval = RefreshInterval(steps=settings.every)
+        self.limit, self.refresh_s = settings.limit, settings.refresh_s
 
     def refresh(self, job: RefreshJob) -> Iterator[str]:
         Refreshing.calls += 1
@@ -64,7 +78,7 @@ class Refreshing(Objective):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OBJECTIVES, "refreshing", Refreshing)
+    monkeypatch.setitem(OBJECTIVES, "refreshing", Listed(RefreshingSettings, Refreshing))
     Refreshing.calls = 0
     INTERRUPT_AT.clear()
 
@@ -154,6 +168,6 @@ def test_an_interval_has_one_clock() -> None:
     assert [RefreshInterval(minutes=0.5).passed(9, s, 5) for s in (29, 31)] == [0, 1]
     for wrong in ({}, {"epochs": 1, "steps": 2}, {"minutes": 0}):
         with pytest.raises(
-            ValueError, match="refresh_epochs, refresh_steps and refresh_minutes: exactly one"
+            ValueError, match="exactly one of refresh_epochs, refresh_steps and refresh_minutes"
         ):
             RefreshInterval(**wrong)  # type: ignore[arg-type]
