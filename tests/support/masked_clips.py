@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tests.support.streams import stream_of
 from vosnet.datasets.source import VideoSource
-from vosnet.datasets.stream import ClipStream, build_stream
+from vosnet.datasets.stream import ClipStream
 from vosnet.objectives import Objective, RefreshJob
 from vosnet.transforms import Clip, assemble_clip
 
 
 def paired_stream(clip_len: int = 4, batch_size: int = 3) -> ClipStream:
     """A frame, its successor, and frames at least five away, in crops of 32 pixels."""
-    return build_stream(
-        seed=1,
+    return stream_of(
+        "",
         batch_size=batch_size,
         sources=[VideoSource(layout="generated", count=3, num_frames=10, size=(48, 64))],
         clip_len=clip_len,

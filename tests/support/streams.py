@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from vosnet.datasets.settings import ClipSettings
 from vosnet.datasets.source import VideoSource
-from vosnet.datasets.stream import ClipStream, build_stream
+from vosnet.datasets.stream import ClipStream, open_stream
 from vosnet.transforms import Crops
 
 SMALL: dict[str, Any] = {"clip_len": 3, "frame_gap": 2, "crop_size": 16, "short_side": (16, 33)}
@@ -17,7 +18,8 @@ SMALL: dict[str, Any] = {"clip_len": 3, "frame_gap": 2, "crop_size": 16, "short_
 def stream_of(root: Path | str, **settings: Any) -> ClipStream:
     """A stream over `root`, or over `sources` where given; `seed` and `batch_size` may be given too."""
     sources = settings.pop("sources", None) or [VideoSource(root=str(root))]
-    return build_stream(**({"seed": 1, "batch_size": 2, "sources": sources} | SMALL | settings))
+    run = {"seed": 1, "batch_size": 2} | {k: settings.pop(k) for k in ("seed", "batch_size") if k in settings}
+    return open_stream(sources, ClipSettings(**(SMALL | settings)), **run)
 
 
 def same(a: Crops, b: Crops) -> bool:

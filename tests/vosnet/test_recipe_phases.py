@@ -100,7 +100,7 @@ def test_a_phase_holds_no_phases_and_keeps_or_renews_the_optimizers_state() -> N
         ("phases.1.training.precision=float32", "precision"),
         ("phases.1.encoder={layer: layer3}", "encoder"),
         ("phases.1.training.accumulate=3", "multiple of accumulate"),
-        ("phases.1.objective.num_references=4", "num_references is 4, but a clip of 4 frames"),
+        ("phases.1.objective.num_references=4", "num_references: got 4, but a clip of 4 frames"),
         ("phases.1.data.crop_size=100", "short_side"),
     ],
 )

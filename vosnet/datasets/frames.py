@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from vosnet.datasets.index import VideoEntry
+from vosnet.datasets.settings import ClipSettings
 from vosnet.errors import InputError
 from vosnet.synthetic import Scene
 from vosnet.transforms.crop import Frames, resize_short_side
@@ -28,21 +28,20 @@ class FrameStore:
         budget_bytes: memory for decoded frames; 0 decodes always.
     """
 
-    def __init__(self, *, frame_step: int = 1, short_side: int | None = None, budget_bytes: int = 0) -> None:
-        if frame_step < 1:
-            raise ValueError(f"frame_step must be at least 1, got {frame_step}")
+    def __init__(self, frame_step: int = 1, short_side: int | None = None, budget_bytes: int = 0) -> None:
         self.frame_step, self.short_side, self.budget_bytes = frame_step, short_side, budget_bytes
         self.used_bytes = 0
         self._kept: dict[str, _Decoded] = {}
         self._lock = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For worker processes: the settings, without locks, kept frames or budget (it is this process's)."""
-        return {"frame_step": self.frame_step, "short_side": self.short_side, "budget_bytes": 0}
+    def __reduce__(self) -> tuple[type[FrameStore], tuple[int, int | None]]:
+        """For worker processes: without locks, kept frames or budget, which are this process's."""
+        return FrameStore, (self.frame_step, self.short_side)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def serves(self, clips: ClipSettings) -> bool:
+        """Whether it holds the frames that such clips are cut from, at their size."""
+        return (self.frame_step, self.short_side) == (clips.frame_step, clips.decode_short_side)
 
     def num_frames(self, entry: VideoEntry) -> int:
         """Frames of a video after `frame_step`."""

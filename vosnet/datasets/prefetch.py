@@ -1,9 +1,10 @@
-"""Batches in step order, made ahead of time by threads or processes that never change what is drawn."""
+"""Deterministic prefetching of batches, independent of the number of workers."""
 
 from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import torch
 
 from vosnet.datasets.stream import ClipStream
 from vosnet.errors import VosnetError
-from vosnet.transforms import Crops, Cut
+from vosnet.transforms import Crops
 
 TIMEOUT_S = 180.0
 _NAME_BYTES = 400
@@ -171,14 +172,14 @@ class _Worker:
             return  # it has died; `receive` finds that out and says so
 
     def receive(self, ready: dict[int, Crops | Exception], timeout_s: float) -> str | None:
-        """Put one result into `ready`, or say what befell the worker."""
+        """Put one result into `ready`, or return what happened to the worker."""
         signs = multiprocessing.connection.wait([self._pipe, self.process.sentinel], max(0.0, timeout_s))
         if not signs:
             return "gave no answer in time"
         try:
             if self._pipe.poll():
-                step, result = self._pipe.recv()
-                ready[step] = result if isinstance(result, Exception) else _from_arrays(result)
+                step, result = pickle.loads(self._pipe.recv_bytes())  # noqa: S301 (our own worker)
+                ready[step] = result
                 return None
         except (EOFError, OSError):
             pass  # it died in the middle of a message: its exit code says more
@@ -199,7 +200,7 @@ class _Worker:
 
 
 def _work(pipe: Any, reading: Any, stream: ClipStream, rank: int, world: int) -> None:
-    """Body of a worker process: steps come in, arrays go out; it ends when the pipe closes."""
+    """Body of a worker process: steps come in, batches go out; it ends when the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to handle
     torch.set_num_threads(1)
 
@@ -209,23 +210,11 @@ def _work(pipe: Any, reading: Any, stream: ClipStream, rank: int, world: int) ->
     while True:
         try:
             step = pipe.recv()
-            result: Any
+            result: Crops | Exception
             try:
-                result = _to_arrays(stream.batch(step, rank, world, watch=watch))
+                result = stream.batch(step, rank, world, watch=watch)
             except Exception as error:  # carried over to the main process, which raises it at this step
                 result = error
-            pipe.send((step, result))
+            pipe.send_bytes(pickle.dumps((step, result)))  # bytes: `send` would pass tensors by /dev/shm
         except (EOFError, OSError):
             return  # the main process has gone
-
-
-def _to_arrays(crops: Crops) -> dict[str, Any]:
-    values = dict(vars(crops))
-    values["cut"] = None if crops.cut is None else [t.numpy() for t in crops.cut.tensors()]
-    return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
-
-
-def _from_arrays(values: dict[str, Any]) -> Crops:
-    tensors = {name: torch.from_numpy(values[name]) for name in ("frames", "theta", "draws", "ids")}
-    cut = None if values["cut"] is None else Cut(*map(torch.from_numpy, values["cut"]))
-    return Crops(**tensors, names=values["names"], bad=values["bad"], cut=cut)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from vosnet.errors import UsageError
 
-# Words other code bases use for our keys, and the older names of our own.
+# Words that other code bases use for our keys.
 ALIASES = {
     "learning_rate": "lr",
     "base_lr": "lr",

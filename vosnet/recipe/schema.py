@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-RECIPE_VERSION = 2
+from vosnet.propagation.protocol import PRESETS
 
 
 def tuple_from_list(value: Any) -> Any:
@@ -25,8 +25,6 @@ def tuple_from_list(value: Any) -> Any:
 
 def known_preset(name: str) -> str:
     """`name`, if there is such a preset."""
-    from vosnet.propagation.protocol import PRESETS  # brings torch along, which listing recipes need not load
-
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is unknown; known are {', '.join(PRESETS)}")
     return name
@@ -195,8 +193,8 @@ class PhaseSection(Section):
 class Recipe(Section):
     """Everything that decides a training run, and the `preset` that its weights are propagated with.
 
-    `objective` and `data` are checked against the signatures of what they configure, so that their keys are
-    exactly those keyword arguments; see `vosnet.recipe.signatures`.
+    The keys of `objective` and `data` are the fields of the settings they describe; see
+    `vosnet.recipe.sections`, which checks them.
     """
 
     version: Literal[2] = 2

@@ -20,8 +20,7 @@ from vosnet.errors import InputError, UsageError
 from vosnet.models import Encoder, build_encoder, save_encoder
 from vosnet.objectives import build_objective
 from vosnet.progress import Progress, ProgressMode
-from vosnet.recipe import LoadedRecipe, Recipe, recipe_hash
-from vosnet.recipe.bound import open_stream
+from vosnet.recipe import LoadedRecipe, Recipe, open_stream, recipe_hash
 from vosnet.training import journal as journals
 from vosnet.training import run_folder
 from vosnet.training.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
@@ -135,8 +134,6 @@ class _Run:
             self._prepare_folder(checkpoint)
             self.journal = stack.enter_context(contextlib.closing(journals.Journal(self.out)))
             loop.journal = self.journal
-        for warning in self.loaded.warnings:
-            self._say(warning)
         if self.world.is_main:
             warn_when_low(self.out, loop.trainer, len(self.checkpoints.steps()), self._say)
         if checkpoint is not None:

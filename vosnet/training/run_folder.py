@@ -85,7 +85,7 @@ def write_start(folder: Path, loaded: LoadedRecipe, environment: dict[str, Any])
     """Write the recipe as given, the resolved one, and what it runs on."""
     # The resolved recipe comes first: it marks the folder as a run, which a killed start may be continued in.
     files.write_bytes(folder / RESOLVED_NAME, resolved_text(loaded.recipe).encode())
-    files.write_bytes(folder / SOURCE_NAME, loaded.source.encode())
+    files.write_bytes(folder / SOURCE_NAME, loaded.text.encode())
     files.write_json(folder / ENV_NAME, environment)
 
 

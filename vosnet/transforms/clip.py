@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,6 +62,21 @@ class Crops:
     names: tuple[str, ...]
     bad: tuple[tuple[str, str], ...] = ()
     cut: Cut | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Crops]) -> Crops:
+        """The batches `parts` as one; all of them have a `cut`."""
+        tensors = {
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in ("frames", "theta", "draws", "ids")
+        }
+        cuts = [part.cut.tensors() for part in parts if part.cut is not None]
+        return cls(
+            **tensors,
+            names=tuple(name for part in parts for name in part.names),
+            bad=tuple(pair for part in parts for pair in part.bad),
+            cut=Cut(*map(torch.cat, zip(*cuts, strict=True))),
+        )
 
 
 @dataclass(frozen=True)

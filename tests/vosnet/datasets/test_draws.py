@@ -13,9 +13,10 @@ from torch import Tensor
 from tests.support.frame_folders import write_frames
 from tests.support.streams import same, stream_of
 from vosnet.datasets.sampling import sample_boxes, sample_generator
+from vosnet.datasets.settings import ClipSettings
 from vosnet.datasets.source import VideoSource
 from vosnet.datasets.stream import ClipStream
-from vosnet.errors import UsageError
+from vosnet.errors import SettingError
 from vosnet.transforms import Crops, Cut, random_similarity
 
 
@@ -127,8 +128,9 @@ def test_paired_clips_obey_the_recipes_gaps(videos: Path) -> None:
 def test_settings_that_cannot_be_are_refused_by_name(
     videos: Path, wrong: dict[str, object], named: str
 ) -> None:
-    with pytest.raises((UsageError, ValueError), match=named):
+    with pytest.raises(SettingError, match=named) as caught:
         stream_of(videos, **wrong)
+    assert caught.value.key == named
 
 
 def test_flips_come_as_often_as_asked_in_both_views(videos: Path) -> None:
@@ -172,11 +174,8 @@ def test_flip_then_zoom_maps_output_to_input() -> None:
 
 
 def boxes_of(count: int, *, random_crop: bool = True) -> Tensor:
-    options = {"crop_size": 32, "short_side": (32, 65), "random_crop": random_crop}
-    drawn = [
-        sample_boxes((100, 300), 2, sample_generator(0, 0, i), **options)  # type: ignore[arg-type]
-        for i in range(count)
-    ]
+    clips = ClipSettings(crop_size=32, short_side=(32, 65), random_crop=random_crop)
+    drawn = [sample_boxes((100, 300), 2, sample_generator(0, 0, i), clips) for i in range(count)]
     return torch.stack(drawn)
 
 

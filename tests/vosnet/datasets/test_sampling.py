@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from vosnet.datasets.sampling import (
     epoch_order,
-    frames_needed,
     sample_boxes,
     sample_frames,
     sample_gap,
     sample_generator,
 )
+from vosnet.datasets.settings import ClipSettings
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -28,7 +28,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_permuted_clips_have_equal_whole_distances_inside_the_video(
     num_frames: int, frame_gap: int, clip_len: int, seed: int
 ) -> None:
-    ids = sample_frames(num_frames, generator(seed), clip_len=clip_len, frame_gap=frame_gap)
+    ids = sample_frames(num_frames, generator(seed), ClipSettings(clip_len=clip_len, frame_gap=frame_gap))
     gap = min(num_frames, frame_gap * clip_len) // clip_len
     assert sorted(ids) == list(range(min(ids), min(ids) + gap * clip_len, gap))
     assert min(ids) >= 0
@@ -36,26 +36,35 @@ def test_permuted_clips_have_equal_whole_distances_inside_the_video(
 
 
 def test_the_anchor_frame_is_any_frame_of_the_window_when_permuted_and_the_first_when_kept() -> None:
-    permuted = [sample_frames(10, generator(i), clip_len=5, frame_gap=2)[0] for i in range(100)]
+    permuted = [sample_frames(10, generator(i), ClipSettings(clip_len=5, frame_gap=2))[0] for i in range(100)]
     assert set(permuted) == {0, 2, 4, 6, 8}
-    kept = [sample_frames(90, generator(i), clip_len=5, frame_gap=10, order="kept") for i in range(50)]
+    kept = [
+        sample_frames(90, generator(i), ClipSettings(clip_len=5, frame_gap=10, order="kept"))
+        for i in range(50)
+    ]
     assert all(ids == sorted(ids) for ids in kept)
     assert {b - a for ids in kept for a, b in itertools.pairwise(ids)} == {10}
 
 
 def test_a_short_kinetics_clip_has_fractional_distances_rounded_down() -> None:
-    assert sample_frames(12, generator(), clip_len=5, frame_gap=10, order="kept") == [0, 2, 4, 7, 9]
+    assert sample_frames(12, generator(), ClipSettings(clip_len=5, frame_gap=10, order="kept")) == [
+        0,
+        2,
+        4,
+        7,
+        9,
+    ]
 
 
 def test_every_start_that_fits_is_drawn() -> None:
-    starts = {min(sample_frames(14, generator(i), clip_len=5, frame_gap=2)) for i in range(200)}
+    starts = {min(sample_frames(14, generator(i), ClipSettings(clip_len=5, frame_gap=2))) for i in range(200)}
     assert starts == {0, 1, 2, 3, 4}
 
 
 def test_a_still_is_repeated_and_a_short_video_refused() -> None:
-    assert sample_frames(1, generator(), clip_len=4, frame_gap=2) == [0, 0, 0, 0]
+    assert sample_frames(1, generator(), ClipSettings(clip_len=4, frame_gap=2)) == [0, 0, 0, 0]
     with pytest.raises(ValueError, match="clip of 5 frames"):
-        sample_frames(4, generator(), clip_len=5, frame_gap=2)
+        sample_frames(4, generator(), ClipSettings(clip_len=5, frame_gap=2))
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,8 +72,8 @@ def test_a_still_is_repeated_and_a_short_video_refused() -> None:
 def test_paired_clips_hold_a_frame_its_successor_and_distant_ones(
     num_frames: int, clip_len: int, seed: int
 ) -> None:
-    kwargs = {"clip_len": clip_len, "frame_gap": 1, "order": "paired", "distant_gap": (5, 15)}
-    ids = sample_frames(num_frames, generator(seed), **kwargs)  # type: ignore[arg-type]
+    clips = ClipSettings(clip_len=clip_len, frame_gap=1, order="paired", distant_gap=(5, 15))
+    ids = sample_frames(num_frames, generator(seed), clips)
     assert len(ids) == len(set(ids)) == clip_len
     assert ids == sorted(ids)
     assert ids[0] >= 0
@@ -74,21 +83,23 @@ def test_paired_clips_hold_a_frame_its_successor_and_distant_ones(
 
 
 def test_paired_clips_reach_every_start_and_gap_and_need_a_long_enough_video() -> None:
-    clips = [sample_frames(9, generator(i), clip_len=3, frame_gap=1, order="paired") for i in range(300)]
+    clips = [
+        sample_frames(9, generator(i), ClipSettings(clip_len=3, frame_gap=1, order="paired"))
+        for i in range(300)
+    ]
     assert {ids[0] for ids in clips} == {0, 1, 2, 3}
     assert {ids[2] - ids[0] for ids in clips} == {5, 6, 7, 8}
-    assert frames_needed(clip_len=4, frame_gap=1, order="paired") == 7
+    assert ClipSettings(clip_len=4, frame_gap=1, order="paired").frames_needed == 7
     for num_frames in (1, 6):
         with pytest.raises(ValueError, match="4 frames and the gap of 5"):
-            sample_frames(num_frames, generator(), clip_len=4, frame_gap=1, order="paired")
+            sample_frames(num_frames, generator(), ClipSettings(clip_len=4, frame_gap=1, order="paired"))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(20, 300), st.integers(20, 300), st.integers(0, 1000), st.booleans())
 def test_boxes_lie_inside_the_frame_and_show_the_asked_share(H: int, W: int, seed: int, still: bool) -> None:
-    boxes = sample_boxes(
-        (H, W), 4, generator(seed), crop_size=64, short_side=(64, 129), jitter=0.15 if still else 0.0
-    )
+    clips = ClipSettings(crop_size=64, short_side=(64, 129))
+    boxes = sample_boxes((H, W), 4, generator(seed), clips, jitter=0.15 if still else 0.0)
     top, left, side = boxes.unbind(1)
     assert int(top.min()) >= 0
     assert int(left.min()) >= 0
@@ -100,16 +111,14 @@ def test_boxes_lie_inside_the_frame_and_show_the_asked_share(H: int, W: int, see
 
 
 def test_the_paper_crops_256_of_256_to_319_pixels() -> None:
-    sides = [
-        int(sample_boxes((360, 640), 2, generator(i), crop_size=256, short_side=(256, 320))[0, 2])
-        for i in range(300)
-    ]
+    sides = [int(sample_boxes((360, 640), 2, generator(i), ClipSettings())[0, 2]) for i in range(300)]
     assert max(sides) == 360
     assert min(sides) == round(360 * 256 / 319)
 
 
 def test_without_random_crop_the_middle_is_taken() -> None:
-    boxes = sample_boxes((100, 200), 2, generator(), crop_size=64, short_side=(64, 65), random_crop=False)
+    clips = ClipSettings(crop_size=64, short_side=(64, 65), random_crop=False)
+    boxes = sample_boxes((100, 200), 2, generator(), clips)
     assert boxes.tolist() == [[0, 50, 100]] * 2
 
 
@@ -129,10 +138,9 @@ def test_an_epoch_sees_every_video_once_and_small_sets_several_times() -> None:
 
 
 def test_gaps_are_drawn_as_often_as_their_weights_say() -> None:
-    gaps = [sample_gap(sample_generator(0, epoch, 1), 7, (2, 5, 8), (0.4, 0.4, 0.2)) for epoch in range(600)]
+    clips = ClipSettings(frame_gap=7, gap_choices=(2, 5, 8), gap_weights=(0.4, 0.4, 0.2))
+    gaps = [sample_gap(sample_generator(0, epoch, 1), clips) for epoch in range(600)]
     shares = [gaps.count(gap) / 600 for gap in (2, 5, 8)]
     assert shares == pytest.approx([0.4, 0.4, 0.2], abs=0.06)
-    assert gaps == [
-        sample_gap(sample_generator(0, epoch, 1), 7, (2, 5, 8), (0.4, 0.4, 0.2)) for epoch in range(600)
-    ]
-    assert sample_gap(sample_generator(0, 0, 1), 7) == 7
+    assert gaps == [sample_gap(sample_generator(0, epoch, 1), clips) for epoch in range(600)]
+    assert sample_gap(sample_generator(0, 0, 1), ClipSettings(frame_gap=7)) == 7

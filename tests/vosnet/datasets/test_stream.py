@@ -20,7 +20,7 @@ from vosnet.datasets import prefetch
 from vosnet.datasets.prefetch import prefetched
 from vosnet.datasets.source import VideoSource
 from vosnet.datasets.stream import ClipStream
-from vosnet.errors import InputError, UsageError, VosnetError
+from vosnet.errors import InputError, SettingError, UsageError, VosnetError
 from vosnet.transforms import Crops, assemble_clip, crop_frames
 
 
@@ -128,7 +128,7 @@ def test_videos_shorter_than_a_clip_are_left_out_and_counted(videos: Path) -> No
         stream_of(videos, clip_len=50)
     with pytest.raises(InputError, match="none of 7 videos has 21 frames"):
         stream_of(videos, order="paired", frame_gap=1, distant_gap=(20, 30))
-    with pytest.raises(UsageError, match=r"E152 .*distant_gap must begin above frame_gap \(5\)"):
+    with pytest.raises(SettingError, match=r"distant_gap: must begin above frame_gap \(5\)"):
         stream_of(videos, order="paired", frame_gap=5)
 
 

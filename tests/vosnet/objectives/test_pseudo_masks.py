@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.support.streams import stream_of
 from vosnet.datasets.frames import FrameStore, StoredVideo
 from vosnet.datasets.index import VideoEntry
 from vosnet.datasets.source import VideoSource
-from vosnet.datasets.stream import build_stream
 from vosnet.errors import InputError
 from vosnet.objectives import RefreshJob
 from vosnet.objectives.clustering import cell_points, fit_clusters
@@ -150,8 +150,8 @@ def test_finer_maps_show_the_same_clusters_with_finer_borders() -> None:
 
 
 def test_clusters_of_stored_maps_lie_where_the_clips_show_them(tmp_path: Path) -> None:
-    stream = build_stream(
-        seed=1,
+    stream = stream_of(
+        "",
         batch_size=3,
         sources=[VideoSource(layout="generated", count=3, num_frames=6, size=(50, 66))],
         clip_len=2,

@@ -115,7 +115,7 @@ def test_the_optimizers_state_goes_over_when_asked(whole: Path, tmp_path: Path) 
 def test_a_phases_mistakes_are_found_before_training_with_their_lines() -> None:
     with pytest.raises(RecipeError) as caught:
         recipe("phases.1.data.clip_len=3")
-    assert "phase 'memory': objective.num_references is 3, but a clip of 3 frames" in str(caught.value)
+    assert "phase 'memory': objective.num_references: got 3, but a clip of 3 frames" in str(caught.value)
     text = RECIPE.replace("num_references: 3", "num_reference: 3").replace("{lr: 1e-4}", "{lrr: 1e-4}")
     with pytest.raises(RecipeError) as caught:
         parse_recipe(text, (), "p.yaml")

@@ -28,7 +28,7 @@ _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RecipeText:
     """A parsed recipe file.
 
     Args:
@@ -36,12 +36,14 @@ class Source:
         values: nested dicts, lists and scalars.
         lines: 1-based line of every value, by its path of keys and list indices.
         problems: findings that do not stop the parse, such as duplicate keys.
+        content: the text itself.
     """
 
     name: str
     values: dict[str, Any]
     lines: dict[KeyPath, int]
     problems: tuple[Problem, ...]
+    content: str
 
     def line(self, path: KeyPath) -> int:
         """The line of `path`, or of its nearest enclosing section that stands in the file."""
@@ -50,7 +52,7 @@ class Source:
         return self.lines.get(path, 1)
 
 
-def read_source(path: str | Path) -> Source:
+def read_text(path: str | Path) -> RecipeText:
     """Read and parse a recipe file.
 
     Raises:
@@ -76,8 +78,8 @@ def read_source(path: str | Path) -> Source:
     return parse(text, name)
 
 
-def parse(text: str, name: str = "recipe") -> Source:
-    """Parse recipe text; see `read_source`."""
+def parse(text: str, name: str = "recipe") -> RecipeText:
+    """Parse recipe text; see `read_text`."""
     try:
         node = _BoundedLoader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
@@ -90,7 +92,7 @@ def parse(text: str, name: str = "recipe") -> Source:
     values = builder.value(node, ())
     if not isinstance(values, dict):
         raise RecipeError([Problem(f"{name}:1", "a recipe is a mapping: `key: value` lines")])
-    return Source(name, values, builder.lines, tuple(builder.problems))
+    return RecipeText(name, values, builder.lines, tuple(builder.problems), text)
 
 
 def scalar(text: str) -> Any:
