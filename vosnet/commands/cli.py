@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import importlib
 import os
 import signal
@@ -13,10 +15,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vosnet.errors import OutOfMemoryError, UsageError, VosnetError
 from vosnet.files import storage_error
+
+if TYPE_CHECKING:
+    from vosnet.export.folder import Existing
 
 COMMANDS = {
     "propagate": "carry first-frame masks through a video",
@@ -56,6 +61,43 @@ def make_parser(name: str, description: str, examples: Sequence[str]) -> argpars
     )
     parser.add_argument("--version", action="version", version=f"vosnet {vosnet.__version__}")
     return parser
+
+
+def add_assignments(group: argparse._ArgumentGroup, option: str, text: str) -> None:
+    """An option that takes KEY=VALUE several times, and may itself be repeated."""
+    group.add_argument(option, nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=text)
+
+
+def add_protocol(group: argparse._ArgumentGroup) -> None:
+    """How masks travel: --preset, --set and --device."""
+    group.add_argument(
+        "--preset",
+        help="inference protocol (default: the one its recipe gave the checkpoint, else dul; shipped: dul)",
+    )
+    add_assignments(group, "--set", "override a protocol switch")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default auto)")
+
+
+def fields_of(kind: type, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that a dataclass has fields for, by name."""
+    names = {entry.name for entry in dataclasses.fields(kind)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def existing_results(options: argparse.Namespace, code: str) -> Existing:
+    """What --resume and --overwrite say.
+
+    Raises:
+        UsageError: both are given (`code`).
+    """
+    if options.resume and options.overwrite:
+        raise UsageError(code, "--resume and --overwrite exclude each other")
+    return "overwrite" if options.overwrite else "resume" if options.resume else "refuse"
+
+
+def printer(*, to_stderr: bool) -> Callable[[str], None]:
+    """Prints a line at once: to stderr where stdout is for JSON."""
+    return functools.partial(print, file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
@@ -133,7 +175,7 @@ def _report(error: BaseException) -> int:
         return 0
     if isinstance(error, VosnetError):
         return _say(str(error), error.exit_code)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _out_of_memory(error):
         hint = "Use a smaller input or fewer recent frames."
         return _say(
             str(OutOfMemoryError("E501", f"memory ran out: {error}", hint)), OutOfMemoryError.exit_code
@@ -144,6 +186,14 @@ def _report(error: BaseException) -> int:
     if translated is not None and not isinstance(error, FileNotFoundError):
         return _say(str(translated), translated.exit_code)
     return _say(_unexpected(error), 1)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from vosnet.runtime import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _leave_at_once(code: int) -> NoReturn:

@@ -76,5 +76,26 @@ def compare_scores(
     )
 
 
+def comparison_text(comparison: Comparison, first: str, second: str) -> str:
+    """Both numbers, the difference with its interval, and the objects that changed most.
+
+    Args:
+        comparison: of two results.
+        first: name of the first result.
+        second: name of the second.
+    """
+    low, high, p_value = comparison.low, comparison.high, comparison.p_value
+    lines = [
+        f"A {comparison.first:.3f}  {first}",
+        f"B {comparison.second:.3f}  {second}",
+        f"B - A {comparison.difference:+.4f} J&F over {len(comparison.per_object)} objects",
+        f"95 % {low:+.4f} to {high:+.4f}, p {p_value:.4f}, paired bootstrap",
+    ]
+    ordered = list(comparison.per_object.items())
+    for title, part in (("lost most", ordered[:5]), ("won most", ordered[::-1][:5])):
+        lines.append(f"{title}: " + ", ".join(f"{name} {value:+.3f}" for name, value in part))
+    return "\n".join(lines)
+
+
 def _joint(objects: Mapping[str, Mapping[str, float]], names: list[str]) -> Floats:
     return np.array([(objects[name]["J_mean"] + objects[name]["F_mean"]) / 2 for name in names])

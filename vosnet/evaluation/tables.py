@@ -99,8 +99,13 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     write_json(path, as_json(evaluation))
 
 
+def csv_names(split: str) -> tuple[str, str]:
+    """Names of the official tool's two files."""
+    return f"global_results-{split}.csv", f"per-sequence_results-{split}.csv"
+
+
 def write_csv(folder: Path, split: str, evaluation: Evaluation) -> list[Path]:
-    """Write `global_results-<split>.csv` and `per-sequence_results-<split>.csv` as the official tool does.
+    """Write means over all objects, and J and F of each object, as the official tool does.
 
     They are never read: the official tool prints old ones when it finds them.
     """
@@ -110,7 +115,7 @@ def write_csv(folder: Path, split: str, evaluation: Evaluation) -> list[Path]:
     lines = ["Sequence,J-Mean,F-Mean"] + [
         f"{key},{scores['J_mean']:.3f},{scores['F_mean']:.3f}" for key, scores in evaluation.objects.items()
     ]
-    paths = [folder / f"global_results-{split}.csv", folder / f"per-sequence_results-{split}.csv"]
+    paths = [folder / name for name in csv_names(split)]
     write_bytes(paths[0], total.encode())
     write_bytes(paths[1], ("\n".join(lines) + "\n").encode())
     return paths

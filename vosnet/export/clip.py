@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,43 +13,19 @@ from PIL import Image
 
 from vosnet.adaptation.adapt import PackedMasks, adapt
 from vosnet.adaptation.settings import AdaptationSettings
-from vosnet.export.coco import CocoVideo
 from vosnet.export.folder import ResultFolder
-from vosnet.export.overlay import ColorScheme, contact_sheet, draw_mask, object_colors
+from vosnet.export.mask_files import MaskWriter
+from vosnet.export.options import ExportOptions
+from vosnet.export.overlay import contact_sheet, draw_mask, object_colors
 from vosnet.files import atomic_path, sha256, write_json
-from vosnet.masks import read_mask, write_mask
-from vosnet.progress import Progress, ProgressMode
+from vosnet.progress import Progress
 from vosnet.propagation.propagator import Propagator
 from vosnet.video import VideoWriter
 from vosnet.video.selection import Direction, FrameSelection
 
-Format = Literal["palette", "binary", "coco-video"]
 _SHEET_PICTURES = 8
 _SPILL = "state.safetensors"
 _PROPAGATED = "propagated.json"  # there once every frame is propagated, when adaptation follows
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What is written beside the masks.
-
-    Attributes:
-        formats: "palette" (DAVIS PNG), "binary" (one 0/255 PNG per object), "coco-video" (YouTube-VIS JSON).
-        overlay: write `overlay.mp4`.
-        colors: "davis" or the color-blind safe "okabe-ito".
-        opacity: of the object colors, 0 to 1.
-        contour: draw outlines.
-        progress: how progress is shown.
-        save_every: frames between two savings of the tracker's state, from which a resumed call goes on.
-    """
-
-    formats: tuple[Format, ...] = ("palette",)
-    overlay: bool = True
-    colors: ColorScheme = "davis"
-    opacity: float = 0.5
-    contour: bool = True
-    progress: ProgressMode = "auto"
-    save_every: int = 50
 
 
 def propagate_clip(
@@ -176,65 +150,6 @@ def _adapt(
             writer.write(place, mask)
             progress.advance()
     return {**dataclasses.asdict(adaptation.report), "settings": dataclasses.asdict(settings)}
-
-
-class MaskWriter:
-    """Writes the mask of each frame in every format asked for.
-
-    Args:
-        folder: where files go.
-        selection: the frames.
-        formats: beside the palette PNGs, which are always written.
-        under: the sub-folder of the palette PNGs.
-    """
-
-    def __init__(
-        self,
-        folder: ResultFolder,
-        selection: FrameSelection,
-        formats: tuple[Format, ...],
-        under: str = "masks",
-    ) -> None:
-        names = selection.reader.names
-        self.names = [names[index] for index in selection.indices]
-        self._folder, self._formats, self._under = folder, formats, under
-        self._size = selection.reader.size
-        self._coco = (
-            CocoVideo(selection.reader.path.stem, self.names, selection.reader.size)
-            if "coco-video" in formats
-            else None
-        )
-        self.seconds = 0.0
-
-    def write(self, place: int, mask: NDArray[np.uint8]) -> None:
-        """Write the mask of the frame at `place` in the selection, [H, W] ids."""
-        began = time.perf_counter()
-        name = self.names[place]
-        write_mask(self._folder.path(f"{self._under}/{name}.png"), mask)
-        if "binary" in self._formats:
-            for label in np.unique(mask[mask > 0]):
-                with atomic_path(self._folder.path(f"binary/{label}/{name}.png")) as temporary:
-                    Image.fromarray(((mask == label) * 255).astype(np.uint8)).save(temporary)
-        self.seconds += time.perf_counter() - began
-
-    def read(self, place: int) -> NDArray[np.uint8]:
-        """The mask written for the frame at `place`; empty for a frame that was not answered."""
-        path = self._path(place)
-        return read_mask(path).ids if path.is_file() else np.zeros(self._size, np.uint8)
-
-    def answered(self) -> list[int]:
-        """Places whose mask is written."""
-        return [place for place in range(len(self.names)) if self._path(place).is_file()]
-
-    def _path(self, place: int) -> Path:
-        return self._folder.root / self._under / f"{self.names[place]}.png"
-
-    def finish(self) -> None:
-        """Write what needs every frame."""
-        if self._coco is not None:
-            for place in range(len(self.names)):
-                self._coco.add(place, self.read(place))
-            write_json(self._folder.path("coco_video.json"), self._coco.document())
 
 
 def write_overlay(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from vosnet.errors import UsageError
 from vosnet.files import inside, make_folder, remove_stale_temporaries, translate_storage_errors, write_json
 
+Existing = Literal["refuse", "resume", "overwrite"]
 _SETTINGS = ".vosnet-settings.json"
 _FILES = ".vosnet-files.txt"
 
@@ -32,7 +33,7 @@ class ResultFolder:
         root: Path,
         settings: dict[str, Any],
         *,
-        existing: Literal["refuse", "resume", "overwrite"] = "refuse",
+        existing: Existing = "refuse",
     ) -> None:
         self.root = make_folder(root)
         self._made = self._read_made()

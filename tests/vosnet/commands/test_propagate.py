@@ -14,7 +14,7 @@ from PIL import Image
 from tests.support.zoo import corrupt
 from vosnet.commands.cli import run
 from vosnet.commands.propagate import main
-from vosnet.export.clip import MaskWriter
+from vosnet.export.mask_files import MaskWriter
 from vosnet.masks import read_mask, write_mask
 from vosnet.models import build_encoder, save_encoder
 from vosnet.synthetic import make_clip, write_video
