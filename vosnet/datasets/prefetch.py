@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import pickle
@@ -9,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -51,36 +53,26 @@ def prefetched(
     Raises:
         VosnetError: a worker died or hung, and again after one restart; or what `ClipStream.batch` raises.
     """
-    maker: _Maker
+    make = functools.partial(stream.batch, rank=rank, world=world)
     if workers == 0 or stream.store.budget_bytes:
-        maker = _Threads(stream, rank, world, max(1, workers))
+        pool: _Threads | _Processes = _Threads(make, max(1, workers))
     else:
-        maker = _Processes(stream, rank, world, workers, warn, timeout_s)
+        pool = _Processes(make, workers, warn, timeout_s)
     try:
         for step in range(start, start + depth):
-            maker.ask(step)
-        step = start
-        while True:
-            batch = maker.take(step)
-            maker.ask(step + depth)
+            pool.ask(step)
+        for step in itertools.count(start):
+            batch = pool.take(step)
+            pool.ask(step + depth)
             stream.bad |= dict(batch.bad)
             yield batch
-            step += 1
     finally:
-        maker.close()
-
-
-class _Maker(Protocol):
-    def ask(self, step: int) -> None: ...
-
-    def take(self, step: int) -> Crops: ...
-
-    def close(self) -> None: ...
+        pool.close()
 
 
 class _Threads:
-    def __init__(self, stream: ClipStream, rank: int, world: int, workers: int) -> None:
-        self._make = lambda step: stream.batch(step, rank, world)
+    def __init__(self, make: Callable[..., Crops], workers: int) -> None:
+        self._make = make
         # one thread each for torch, too: the model's threads must not wait for ours
         self._pool = ThreadPoolExecutor(workers, "batches", initializer=torch.set_num_threads, initargs=(1,))
         self._pending: dict[int, Future[Crops]] = {}
@@ -97,16 +89,9 @@ class _Threads:
 
 class _Processes:
     def __init__(
-        self,
-        stream: ClipStream,
-        rank: int,
-        world: int,
-        num_workers: int,
-        warn: Callable[[str], None],
-        timeout_s: float,
+        self, make: Callable[..., Crops], num_workers: int, warn: Callable[[str], None], timeout_s: float
     ) -> None:
-        self._arguments = (stream, rank, world)
-        self._num_workers, self._warn, self._timeout_s = num_workers, warn, timeout_s
+        self._make, self._num_workers, self._warn, self._timeout_s = make, num_workers, warn, timeout_s
         self._asked: list[int] = []
         self._ready: dict[int, Crops | Exception] = {}
         self._restarted = False
@@ -134,7 +119,7 @@ class _Processes:
             worker.stop()
 
     def _start(self) -> None:
-        self._workers = [_Worker(*self._arguments) for _ in range(self._num_workers)]
+        self._workers = [_Worker(self._make) for _ in range(self._num_workers)]
 
     def _worker(self, step: int) -> _Worker:
         return self._workers[step % self._num_workers]
@@ -156,12 +141,11 @@ class _Processes:
 class _Worker:
     """One process, the pipe to it, and in shared memory the name of the video it is reading."""
 
-    def __init__(self, stream: ClipStream, rank: int, world: int) -> None:
+    def __init__(self, make: Callable[..., Crops]) -> None:
         context = multiprocessing.get_context("spawn")  # fork would copy locks that other threads hold
         self._reading: Any = context.Array("c", _NAME_BYTES)
         self._pipe, far_end = context.Pipe()
-        arguments = (far_end, self._reading, stream, rank, world)
-        self.process = context.Process(target=_work, args=arguments, daemon=True)
+        self.process = context.Process(target=_work, args=(far_end, self._reading, make), daemon=True)
         self.process.start()
         far_end.close()
 
@@ -199,7 +183,7 @@ class _Worker:
             self.process.join()
 
 
-def _work(pipe: Any, reading: Any, stream: ClipStream, rank: int, world: int) -> None:
+def _work(pipe: Any, reading: Any, make: Callable[..., Crops]) -> None:
     """Body of a worker process: steps come in, batches go out; it ends when the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to handle
     torch.set_num_threads(1)
@@ -212,7 +196,7 @@ def _work(pipe: Any, reading: Any, stream: ClipStream, rank: int, world: int) ->
             step = pipe.recv()
             result: Crops | Exception
             try:
-                result = stream.batch(step, rank, world, watch=watch)
+                result = make(step, watch=watch)
             except Exception as error:  # carried over to the main process, which raises it at this step
                 result = error
             pipe.send_bytes(pickle.dumps((step, result)))  # bytes: `send` would pass tensors by /dev/shm

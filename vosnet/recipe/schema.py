@@ -42,6 +42,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def require_one(section: Section, *names: str) -> None:
+    """Check that exactly one of three keys is given."""
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none of them"
+        raise ValueError(f"give exactly one of {', '.join(names[:-1])} and {names[-1]}, found {found}")
+
+
 class EncoderSection(Section):
     """The network that is trained and kept; `layer` is torchvision's name of its last stage.
 
@@ -95,10 +103,7 @@ class ScheduleSection(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> ScheduleSection:
-        given = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none of them"
-            raise ValueError(f"give exactly one of epochs, steps and minutes, found {found}")
+        require_one(self, "epochs", "steps", "minutes")
         if self.decay == "step" and self.step_epochs is None:
             raise ValueError("decay: step needs step_epochs, the epochs between two steps")
         if self.decay != "step" and self.step_epochs is not None:
@@ -128,9 +133,8 @@ class TrainingSection(Section):
     @model_validator(mode="after")
     def _divides(self) -> TrainingSection:
         if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})"
-            )
+            message = f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})"
+            raise ValueError(message)
         return self
 
 
@@ -149,12 +153,7 @@ class ValidationSection(Section):
 
     @model_validator(mode="after")
     def _one_interval(self) -> ValidationSection:
-        given = [k for k in ("every_epochs", "every_steps", "every_minutes") if getattr(self, k) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none of them"
-            raise ValueError(
-                f"give exactly one of every_epochs, every_steps and every_minutes, found {found}"
-            )
+        require_one(self, "every_epochs", "every_steps", "every_minutes")
         if (self.split is None) == (not self.sequences):
             raise ValueError("give either split or sequences")
         return self

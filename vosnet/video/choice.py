@@ -69,9 +69,9 @@ class DecodingPlan:
             self.path, self.index, self.info.size, self.info.rotation, self.options.threads, warn
         )
 
-    def by_pyav(self, reason: str) -> DecodingPlan:
-        """The same clip, decoded by PyAV from now on."""
-        return replace(self, info=replace(self.info, decoder="pyav", reason=reason))
+    def by(self, decoder: DecoderChoice, reason: str) -> DecodingPlan:
+        """The same clip, read by `decoder` from now on."""
+        return replace(self, info=replace(self.info, decoder=decoder, reason=reason))
 
 
 def plan_decoding(
@@ -91,14 +91,14 @@ def plan_decoding(
     probe = probe_video(path)
     plan = DecodingPlan(path, options, probe.info, probe.index)
     if options.decoder == "pyav":
-        return plan.by_pyav("asked for"), None
+        return plan.by("pyav", "asked for"), None
     opened = open_decord(path, probe, options.threads)
     if isinstance(opened, DecordDecoder):
         reason = f"constant frame rate {probe.info.codec}, time stamps agree with PyAV"
-        return replace(plan, info=replace(probe.info, decoder="decord", reason=reason)), opened
+        return plan.by("decord", reason), opened
     if options.decoder == "decord":
         raise InputError("E218", f"{path} cannot be decoded by decord: {opened}", "Let the reader choose.")
-    return plan.by_pyav(opened), None
+    return plan.by("pyav", opened), None
 
 
 def open_worker(path: Path, options: Options, warn: Callable[[str], None]) -> WorkerDecoder:

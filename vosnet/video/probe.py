@@ -23,18 +23,8 @@ if TYPE_CHECKING:
 
 # One packet is one visible frame. Elsewhere (hidden frames, field pairs) frames are counted by decoding.
 _CODECS = {
-    "h264",
-    "hevc",
-    "av1",
-    "vp9",
-    "ffv1",
-    "prores",
-    "mjpeg",
-    "png",
-    "gif",
-    "dnxhd",
-    "mpeg4",
-    "rawvideo",
+    *("h264", "hevc", "av1", "vp9", "ffv1", "prores"),
+    *("mjpeg", "png", "gif", "dnxhd", "mpeg4", "rawvideo"),
 }
 # Containers that store a presentation time with every frame.
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -132,14 +122,11 @@ def probe_video(path: Path) -> Probe:
             raise InputError(
                 "E214", f"{path} has no frame that can be decoded", "The file is damaged; copy it again."
             )
-        reliable = (
-            stream.codec_context.codec.canonical_name in _CODECS and container.format.name in _CONTAINERS
-        )
-        index = _packet_index(scan, stream) if reliable else None
-        declared = stream.frames
+        codec, form = stream.codec_context.codec.canonical_name, container.format.name
+        index = _packet_index(scan, stream) if codec in _CODECS and form in _CONTAINERS else None
         if index is None:
             index = _index_by_decoding(path, scan)
-        return _describe(path, container.format.name, stream, scan, index, declared)
+        return _describe(path, form, stream, scan, index)
 
 
 def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
@@ -221,33 +208,14 @@ def _index(
     )
 
 
-def _describe(
-    path: Path, container: str, stream: VideoStream, scan: _Scan, index: PacketIndex, declared: int
-) -> Probe:
+def _describe(path: Path, container: str, stream: VideoStream, scan: _Scan, index: PacketIndex) -> Probe:
     first = scan.first
     assert first is not None
     rotation = round(first.rotation) % 360
-    warnings = []
     if rotation % 90:
-        warnings.append(f"{path.name}: rotation by {rotation} degrees is not a quarter turn and is ignored")
         rotation = 0
     size = (first.height, first.width) if rotation % 180 == 0 else (first.width, first.height)
     pts_s = np.asarray(index.pts * float(index.time_base), np.float64)
-    lost = declared - scan.hidden - scan.leading - len(index.pts)
-    ends_s, announced_s = float(pts_s[-1] + np.diff(pts_s[-2:]).sum()), _announced_duration_s(stream)
-    if announced_s > ends_s + 0.5:
-        warnings.append(
-            f"{path.name} is cut short: {announced_s:.1f} s announced, pictures end at {ends_s:.1f} s"
-        )
-    elif scan.read_errors or lost > 0:
-        told = f"{declared} frames announced, " if lost > 0 else ""
-        warnings.append(f"{path.name} is damaged or cut short: {told}{len(index.pts)} found")
-    if scan.leading:
-        warnings.append(f"{path.name}: {scan.leading} frames before the first key frame are left out")
-    if first.interlaced_frame:
-        warnings.append(
-            f"{path.name} is interlaced; its frames are used as stored, both fields in one picture"
-        )
     info = VideoInfo(
         size=size,
         pts_s=pts_s,
@@ -261,9 +229,28 @@ def _describe(
         codec=stream.codec_context.codec.canonical_name,
         pixel_format=first.format.name,
         time_base=index.time_base,
-        warnings=tuple(warnings),
+        warnings=tuple(_warnings(path.name, first, stream, scan, pts_s)),
     )
     return Probe(info, index, tuple(_traits(container, info, scan, index)))
+
+
+def _warnings(
+    name: str, first: av.VideoFrame, stream: VideoStream, scan: _Scan, pts_s: NDArray[np.float64]
+) -> Iterator[str]:
+    rotation = round(first.rotation) % 360
+    if rotation % 90:
+        yield f"{name}: rotation by {rotation} degrees is not a quarter turn and is ignored"
+    lost = stream.frames - scan.hidden - scan.leading - len(pts_s)
+    ends_s, announced_s = float(pts_s[-1] + np.diff(pts_s[-2:]).sum()), _announced_duration_s(stream)
+    if announced_s > ends_s + 0.5:
+        yield f"{name} is cut short: {announced_s:.1f} s announced, pictures end at {ends_s:.1f} s"
+    elif scan.read_errors or lost > 0:
+        told = f"{stream.frames} frames announced, " if lost > 0 else ""
+        yield f"{name} is damaged or cut short: {told}{len(pts_s)} found"
+    if scan.leading:
+        yield f"{name}: {scan.leading} frames before the first key frame are left out"
+    if first.interlaced_frame:
+        yield f"{name} is interlaced; its frames are used as stored, both fields in one picture"
 
 
 def _announced_duration_s(stream: VideoStream) -> float:

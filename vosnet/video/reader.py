@@ -104,10 +104,7 @@ class VideoReader:
             IndexError: beyond the clip.
             InputError: the frame cannot be decoded and `on_bad_frame` is "stop", or no frame can be.
         """
-        place = operator.index(index)
-        if not -len(self) <= place < len(self):
-            raise IndexError(f"frame {place} of {self.path} asked for, it has {len(self)} frames")
-        place %= len(self)
+        place = self._place(index)
         with self._lock:
             if self._last is None or self._last[0] != place:
                 self._last = (place, self._read(place))
@@ -123,15 +120,10 @@ class VideoReader:
 
     def batch(self, indices: Sequence[int]) -> Frame:
         """Frames `indices` in the given order, [n, H, W, 3]; decoded in storage order, repeats once."""
-        places = [operator.index(index) for index in indices]
+        places = np.array([self._place(index) for index in indices])
         out = np.empty((len(places), *self.size, 3), np.uint8)
-        wanted: dict[int, list[int]] = {}
-        for row, place in enumerate(places):
-            if not -len(self) <= place < len(self):
-                raise IndexError(f"frame {place} of {self.path} asked for, it has {len(self)} frames")
-            wanted.setdefault(place % len(self), []).append(row)
-        for place in sorted(wanted):
-            out[wanted[place]] = self[place]
+        for place in np.unique(places):
+            out[places == place] = self[place]
         return out
 
     @property
@@ -227,6 +219,13 @@ class VideoReader:
         self.__dict__.update(state)
         self._reset()
 
+    def _place(self, index: int) -> int:
+        """`index` counted from the start."""
+        place = operator.index(index)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"frame {place} of {self.path} asked for, it has {len(self)} frames")
+        return place % len(self)
+
     def _reset(self) -> None:
         self._decoder = None
         self._last = None
@@ -269,7 +268,7 @@ class VideoReader:
             if self.decoder != "decord" or isinstance(error, VosnetError):
                 raise
             # decord gives up at the first damaged packet; PyAV reads what is left.
-            self._use(self._plan.by_pyav(f"decord failed at frame {index}: {first_line(error)}"))
+            self._use(self._plan.by("pyav", f"decord failed at frame {index}: {first_line(error)}"))
             frame = self._open().frame(index)
         if frame is None:
             self._bad.add(index)
@@ -277,19 +276,4 @@ class VideoReader:
         return frame
 
 
-def open_video(
-    path: str | os.PathLike[str],
-    *,
-    on_bad_frame: OnBadFrame = "hold",
-    image_fps: float = DEFAULT_IMAGE_FPS,
-    threads: int = 0,
-    decode_timeout_s: float | None = None,
-) -> VideoReader:
-    """Open a video file, a folder of frames or one still picture; see `VideoReader`."""
-    return VideoReader(
-        path,
-        on_bad_frame=on_bad_frame,
-        image_fps=image_fps,
-        threads=threads,
-        decode_timeout_s=decode_timeout_s,
-    )
+open_video = VideoReader
