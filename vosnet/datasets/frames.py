@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,23 +54,17 @@ class FrameStore:
         Raises:
             VosnetError: the video cannot be read, or one of these frames is broken.
         """
+        key = entry.path or entry.name
         with self._lock:
-            busy = self._busy.setdefault(entry.path or entry.name, threading.Lock())
+            busy = self._busy.setdefault(key, threading.Lock())
         with busy:  # two samples of one video must not decode it twice
-            decoded = self._kept.get(entry.path or entry.name)
+            decoded = self._kept.get(key)
             if decoded is None and self._reserve(entry):
-                decoded = self._decode(entry, range(self.num_frames(entry)))
-                self._kept[entry.path or entry.name] = decoded
-        if decoded is None:
-            wanted = sorted(set(indices))
-            decoded = self._decode(entry, wanted)
-            places = [wanted.index(i) for i in indices]
-        else:
-            places = list(indices)
-        broken = decoded.broken.intersection(places)
-        if broken:
+                decoded = self._kept[key] = self._decode(entry, range(self.num_frames(entry)))
+        decoded = decoded or self._decode(entry, sorted(set(indices)))
+        if broken := decoded.broken.intersection(indices):
             raise InputError("E263", f"{len(broken)} of the frames drawn from {entry.path} are broken")
-        return decoded.frames[places]
+        return decoded.frames[[decoded.indices.index(i) for i in indices]]
 
     def _reserve(self, entry: VideoEntry) -> bool:
         H, W = entry.size
@@ -84,16 +79,15 @@ class FrameStore:
         raw = [i * self.frame_step for i in indices]
         if entry.generator_seed is not None:
             scene = Scene(entry.generator_seed, size=entry.size)
-            return _Decoded(np.stack([self._small(scene.render(i)[0]) for i in raw]), frozenset())
+            return _Decoded(indices, np.stack([self._small(scene.render(i)[0]) for i in raw]), frozenset())
         with open_video(entry.path, threads=1) as reader:  # the workers are what runs side by side
             if raw and raw[-1] >= len(reader):
+                message = f"{entry.path} has {len(reader)} frames, not {entry.num_frames}"
                 hint = "It has changed since it was indexed: run tools/prepare.py again."
-                raise InputError(
-                    "E263", f"{entry.path} has {len(reader)} frames, not {entry.num_frames}", hint
-                )
+                raise InputError("E263", message, hint)
             frames = np.stack([self._small(reader[i]) for i in raw])
             bad = set(reader.bad_frames)
-        return _Decoded(frames, frozenset(place for place, i in enumerate(raw) if i in bad))
+        return _Decoded(indices, frames, frozenset(i for i, j in zip(indices, raw) if j in bad))
 
     def _small(self, frame: Frames) -> Frames:
         return resize_short_side(frame, self.short_side) if self.short_side else frame
@@ -123,6 +117,7 @@ class StoredVideo:
         return self.store.read(self.entry, indices)
 
 
-class _Decoded:
-    def __init__(self, frames: Frames, broken: frozenset[int]) -> None:
-        self.frames, self.broken = frames, broken
+class _Decoded(NamedTuple):
+    indices: Sequence[int]
+    frames: Frames
+    broken: frozenset[int]  # of `indices`

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def inspect_video(item: Located, *, verify: bool = False) -> VideoEntry:
                 count = len(reader.bad_frames)
                 raise InputError("E263", f"{count} of {entry.num_frames} frames of {item.path} are broken")
     if verify and item.path.is_file():
-        entry = VideoEntry(**(asdict(entry) | {"sha256": sha256(item.path)}))
+        entry = replace(entry, sha256=sha256(item.path))
     return entry
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from vosnet.models.resnet import (
     STAGES,
     TRUNKS,
     Arch,
+    OutputStride,
     Padding,
     conv3x3,
     make_stage,
@@ -25,7 +26,6 @@ from vosnet.models.resnet import (
 from vosnet.transforms import COLOR_SPACES, ColorSpace
 
 LAYERS = ("layer2", "layer3", "layer4", "head")
-OUTPUT_STRIDES = (4, 8, 16, 32)
 
 
 class Encoder(nn.Module):
@@ -65,8 +65,8 @@ class Encoder(nn.Module):
         _check_choice("arch", arch, tuple(TRUNKS))
         _check_choice("color_space", color_space, COLOR_SPACES)
         _check_choice("layer", layer, LAYERS)
-        _check_choice("output_stride", output_stride, OUTPUT_STRIDES)
-        _check_choice("padding", padding, ("zeros", "reflect"))
+        _check_choice("output_stride", output_stride, get_args(OutputStride))
+        _check_choice("padding", padding, get_args(Padding))
         self.arch, self.layer, self.padding, self.color_space = arch, layer, padding, color_space
         self.stage = head_stage if layer == "head" else layer
         _check_choice("head_stage", self.stage, STAGES[1:])
@@ -121,7 +121,7 @@ def build_encoder(
     head_dims: tuple[int, int] | None = None,
     color_space: ColorSpace = "rgb",
 ) -> Encoder:
-    """An `Encoder` with He initialisation drawn from `seed`; the global random state is left alone.
+    """An `Encoder` with He initialization drawn from `seed`; the global random state is left alone.
 
     The numbers of a layer do not depend on where the network is cut. A convolution that ends the network
     (MAST's) has no ReLU behind it: it keeps the variance, so that the dot products of its features divided

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 Arch = Literal["resnet18", "resnet50", "mast_resnet18", "mast_resnet18_pooled"]
 Padding = Literal["zeros", "reflect"]
+OutputStride = Literal[4, 8, 16, 32]
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 

@@ -95,7 +95,7 @@ def build_unet(
     decoder_dims: Sequence[int] = DECODER_DIMS,
     bn_momentum: float = 0.1,
 ) -> UNet:
-    """A `UNet` with He initialisation drawn from `seed`; the global random state is left alone."""
+    """A `UNet` with He initialization drawn from `seed`; the global random state is left alone."""
     with torch.random.fork_rng(devices=[]):  # constructors draw default weights that are replaced below
         unet = UNet(num_classes, decoder_dims, bn_momentum)
     he_initialize(unet, torch.Generator().manual_seed(seed))

@@ -15,7 +15,9 @@ from pydantic import (
     model_validator,
 )
 
+from vosnet.models.resnet import Arch, OutputStride, Padding
 from vosnet.propagation.protocol import PRESETS
+from vosnet.transforms import ColorSpace
 
 
 def tuple_from_list(value: Any) -> Any:
@@ -56,11 +58,11 @@ class EncoderSection(Section):
     `test_layer` is the stage to read at test time when that is an earlier one: checkpoints say it.
     """
 
-    arch: Literal["resnet18", "resnet50", "mast_resnet18", "mast_resnet18_pooled"] = "resnet18"
+    arch: Arch = "resnet18"
     layer: Literal["layer2", "layer3", "layer4"] = "layer4"
-    output_stride: Literal[4, 8, 16, 32] = 8
-    padding: Literal["zeros", "reflect"] = "zeros"
-    color_space: Literal["rgb", "lab"] = "rgb"
+    output_stride: OutputStride = 8
+    padding: Padding = "zeros"
+    color_space: ColorSpace = "rgb"
     test_layer: Literal["layer2", "layer3", "layer4"] | None = None
 
     @model_validator(mode="after")
