@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -172,12 +173,12 @@ def dense_readout(query: Tensor, memory: Tensor, value: Tensor, *, temperature: 
     Returns:
         Readout, [B, M, h, w] float32. The weights of a query cell sum to 1 over the memory cells.
     """
-    B, _, M, h, w = value.shape
+    M, h = value.shape[2:4]
     width = -(-max(query.shape[1], M) // 8) * 8
     with torch.autocast(query.device.type, enabled=False):
         rows = _rows(query[:, None], width), _rows(memory, width), _rows(value, width)
         out = functional.scaled_dot_product_attention(*rows, scale=1 / temperature)
-    return out[:, 0, :, :M].transpose(1, 2).reshape(B, M, h, w)
+    return rearrange(out[:, 0, :, :M], "b (h w) m -> b m h w", h=h)
 
 
 def nearest_attention(query: Tensor, memory: Tensor, value: Tensor, *, k: int, temperature: float) -> Tensor:
@@ -196,18 +197,18 @@ def nearest_attention(query: Tensor, memory: Tensor, value: Tensor, *, k: int, t
     Returns:
         Readout, [B, M, h, w] float32, differentiable in all three; the choice of neighbors is not.
     """
-    B, _, M, h, w = value.shape
+    B, h = len(value), value.shape[3]
     with torch.autocast(query.device.type, enabled=False):
-        queries = query.float().flatten(2).transpose(1, 2)  # [B, h * w, C]
-        keys = memory.float().transpose(1, 2).flatten(2)  # [B, C, T * h * w]
-        labels = value.float().transpose(1, 2).flatten(2).transpose(1, 2)  # [B, T * h * w, M]
+        queries = rearrange(query.float(), "b c h w -> b (h w) c")
+        keys = rearrange(memory.float(), "b t c h w -> b c (t h w)")
+        labels = rearrange(value.float(), "b t m h w -> b (t h w) m")
         sample = torch.arange(B, device=query.device)[:, None, None]
         rows = []
         for part in torch.split(queries, max(1, workspace_bytes() // (4 * B * keys.shape[2])), dim=1):
             scores, cells = (part @ keys).topk(min(k, keys.shape[2]), dim=2)
             weights = torch.softmax(scores / temperature, dim=2)
             rows.append((weights[:, :, None] @ labels[sample, cells])[:, :, 0])
-    return torch.cat(rows, dim=1).transpose(1, 2).reshape(B, M, h, w)
+    return rearrange(torch.cat(rows, dim=1), "b (h w) m -> b m h w", h=h)
 
 
 def _in_chunks(
@@ -231,6 +232,6 @@ def _in_chunks(
 
 def _rows(frames: Tensor, width: int) -> Tensor:
     """Cells of all frames as one head's tokens, padded: [B, T, C, h, w] -> [B, 1, T * h * w, width]."""
-    tokens = frames.float().transpose(1, 2).flatten(2).transpose(1, 2)
+    tokens = rearrange(frames.float(), "b t c h w -> b (t h w) c")
     # padding by nothing copies nothing, and blocked attention wants a token's numbers side by side
     return functional.pad(tokens, (0, width - tokens.shape[2]))[:, None].contiguous()

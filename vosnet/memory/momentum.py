@@ -1,4 +1,4 @@
-"""An encoder for the frames that are read, which follows the trained one slowly."""
+"""The momentum encoder: a slow copy of the trained one, for the frames that are read."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class MaskDecoder(nn.Module):
 
         Args:
             support: V_q, features read out of the reference frames, [N, D, h, w].
-            own: V-bar_q, the frame-mask encoder's answer for the query and its coarse mask.
+            own: V-bar_q, features of the query with its coarse mask.
 
         Returns:
             [N, h', w']: the grid of `own.fine` with `upsample`, otherwise of `own.features`.

@@ -16,7 +16,7 @@ MaskArch = Literal["resnet18", "resnet50"]
 
 
 class MaskFeatures(NamedTuple):
-    """What the frame-mask encoder says about one object in each frame.
+    """Output of the frame-mask encoder for one object in each frame.
 
     Args:
         features: target-specific features on the visual encoder's grid, [N, D, h, w].
@@ -32,8 +32,8 @@ class MaskFeatures(NamedTuple):
 class MaskEncoder(nn.Module):
     """V([frame, mask]) of Li et al. 2023: a ResNet to layer3 whose first convolution sees four channels.
 
-    It starts from random numbers: weights of an ImageNet classifier would bring human labels in.
-    The paper does not state the widths; the defaults are ours.
+    It starts from random weights: those of an ImageNet classifier would bring in human labels. The paper does
+    not state the widths; the defaults are ours.
 
     Args:
         arch: "resnet18" or "resnet50".

@@ -1,4 +1,4 @@
-"""Frame-mask encoder and mask decoder together: per-object passes, soft aggregation, refinement rounds."""
+"""Mask encoder and decoder together: one pass per object, soft aggregation, refinement rounds."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SegmenterSettings:
 
 
 class MaskSegmenter(nn.Module):
-    """V and D of Li et al. 2023, which turn features read out of reference frames into masks.
+    """V and D of Li et al. 2023: they turn features read out of reference frames into masks.
 
     Args:
         output_stride: the visual encoder's.

@@ -13,7 +13,7 @@ def grid_index(draws: Tensor, h: int, w: int, grid_size: int) -> Tensor:
         draws: uniform numbers in [0, 1) for the vertical and horizontal shift, [B, 2].
         h: grid height in cells.
         w: grid width in cells.
-        grid_size: lattice points per side; their distance is h // grid_size and w // grid_size cells.
+        grid_size: lattice points per side, h // grid_size and w // grid_size cells apart.
 
     Returns:
         Row-major flat indices `y * w + x`.

@@ -1,11 +1,11 @@
-"""What the training loop knows of an objective."""
+"""The interface between objectives and the training loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class ObjectiveOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class RefreshInterval:
-    """How often an objective makes its files anew, by exactly one of three clocks.
+    """How often an objective makes its files anew, counted in epochs, steps or minutes.
 
     Raises:
         SettingError: none or several are given, or one is not positive.
@@ -51,7 +51,7 @@ class RefreshInterval:
             )
 
     def passed(self, step: int, seconds: float, steps_per_epoch: int) -> int:
-        """How many whole intervals lie before `step` and `seconds`; a refresh is due when it grows."""
+        """Whole intervals before `step` and `seconds`; a refresh is due when the number grows."""
         if self.minutes is not None:
             return int(seconds / (60 * self.minutes))
         steps = self.steps if self.steps is not None else (self.epochs or 1) * steps_per_epoch
@@ -86,32 +86,33 @@ class Objective(nn.Module):
 
     It is built from an encoder and its `ObjectiveSettings`, see `vosnet.objectives.table`.
 
-    Some objectives learn from files that they make of the training videos with the networks as they are,
-    such as pseudo masks. Those state a `refresh_interval` and implement `refresh` and `use_refreshed`; the
-    engine calls them before the first step and at each interval, keeps the folders and their manifests, and
-    repeats a refresh that was interrupted.
+    Some objectives learn from files, e.g. pseudo masks, that they make of the training videos with the
+    networks as they are. Those state a `refresh_interval` and implement `refresh` and `use_refreshed`, which
+    training calls before the first step and at each interval.
 
     Attributes:
         refresh_interval: how often `refresh` is due; None: never.
+        graphs: methods that are compiled, each as one graph.
     """
 
     encoder: nn.Module
+    graphs: tuple[str, ...] = ()
     refresh_interval: RefreshInterval | None = None
 
     @property
     def trains_encoder(self) -> bool:
-        """Whether the loss reaches the encoder; one that it does not reach comes from an earlier phase."""
+        """Whether the loss reaches the encoder; if not, an earlier phase must have trained it."""
         return True
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         raise NotImplementedError
 
     def kept_segmenter(self) -> MaskSegmenter | None:
-        """Networks beside the encoder that propagation needs; they are saved with it."""
+        """Networks beside the encoder that propagation needs; saved with it."""
         return None
 
     def after_step(self) -> None:
-        """Called after every optimizer step that was taken, for networks that follow the trained one."""
+        """Called after every optimizer step, for networks that follow the trained one."""
 
     def collapse_reason(self, terms: dict[str, float]) -> str | None:
         """Reason to consider training collapsed though all numbers are finite, e.g. equal features; or None.
@@ -124,21 +125,22 @@ class Objective(nn.Module):
     def refresh(self, job: RefreshJob) -> Iterator[str]:
         """Make this rank's part of the files and yield the name of each video that is done.
 
-        The global random state and the networks are left as they were. The engine may stop in between; what
-        was written is then thrown away.
+        The global random state and the networks are left as they were. Training may stop in between; what
+        was written is then removed.
         """
         raise NotImplementedError
 
     def use_refreshed(self, folder: Path) -> None:
-        """Read from now on what `refresh` wrote there; called on every rank, also after a resume."""
+        """Read what `refresh` wrote there from now on; called on every rank, also after a resume."""
         raise NotImplementedError
 
     def compile_graphs(self, backend: str = "inductor") -> None:
         """Compile the networks and the loss in place, whole graphs only; parameter names do not change."""
-        raise NotImplementedError
+        compile_methods(self, self.graphs, backend)
 
 
-def whole_graph(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
-    """`function` compiled as one graph for fixed shapes; an error where it cannot be one."""
-    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
-    return compiled
+def compile_methods(owner: object, names: Sequence[str], backend: str) -> None:
+    """Replace methods by compiled ones: each one graph for fixed shapes, an error where it cannot be one."""
+    for name in names:
+        method = torch.compile(getattr(owner, name), fullgraph=True, dynamic=False, backend=backend)
+        setattr(owner, name, method)

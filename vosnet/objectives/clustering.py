@@ -3,7 +3,7 @@
     min over C, S of sum_i |i - C s_i|,   s_i one-hot of length M
 
 where i runs over the cells of all frames: the L2-normalized feature beside a sinusoidal vector of the
-cell's place (t, y, x). The minimum is sought by Lloyd's iterations, which use the squared distance.
+cell's place (t, y, x). Lloyd's iterations, on the squared distance, look for the minimum.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from vosnet.errors import InputError
@@ -21,12 +22,12 @@ CHUNK_SIZE = 16384
 
 
 class Clusters(NamedTuple):
-    """What `fit_clusters` found.
+    """Result of `fit_clusters`.
 
     Args:
         centroids: [M, D] float32.
         inertia: mean squared distance of the points from their centroid.
-        iterations: how many were needed.
+        iterations: of Lloyd's algorithm.
     """
 
     centroids: Tensor
@@ -73,19 +74,17 @@ def cell_points(
     Returns:
         [T * h * w, C + position_dim] float32, row-major in (t, y, x), with h and w times `upsample`.
     """
-    C, h, w = features.shape[1:]
     dense = features.float()
     if upsample > 1:
         dense = F.interpolate(dense, scale_factor=upsample, mode="bilinear")
-    unit = F.normalize(dense, dim=1).permute(0, 2, 3, 1).reshape(-1, C)
-    y, x = (_middles(n, upsample).to(features.device) for n in (h, w))
-    grid = torch.meshgrid(time.to(y), y, x, indexing="ij")
-    place = torch.stack(grid, dim=-1).view(-1, 3)
+    unit = rearrange(F.normalize(dense, dim=1), "t c h w -> (t h w) c")
+    y, x = (_middles(n, upsample).to(features.device) for n in features.shape[2:])
+    place = torch.cartesian_prod(time.to(y), y, x)
     return torch.cat([unit, position_weight * position_vector(place, position_dim)], dim=1)
 
 
 def _middles(count: int, upsample: int) -> Tensor:
-    """Places of points along an axis of `count` cells: 0 the first cell's middle and 1 the last one's."""
+    """Places of points along an axis of `count` cells: 0 is the first cell's middle, 1 the last cell's."""
     cells = (torch.arange(count * upsample) + 0.5) / upsample - 0.5
     return (cells / max(1, count - 1)).clamp(0, 1)
 
@@ -100,17 +99,17 @@ def fit_clusters(
     tolerance: float = 1e-4,
     chunk_size: int = CHUNK_SIZE,
 ) -> Clusters:
-    """k-means: k-means++ seeds, then Lloyd's iterations, the best of some; equal for equal points and seed.
+    """k-means: k-means++ seeds, then Lloyd's iterations, the best of `restarts`; repeatable by its seed.
 
-    A cluster that loses all its points starts again at the point farthest from its own centroid, so the
-    answer has exactly num_clusters groups.
+    A cluster that loses all its points starts again at the point farthest from its own centroid, so there
+    are always exactly num_clusters groups.
 
     Args:
         points: [N, D] float.
         num_clusters: M.
         seed: of the k-means++ draws.
-        restarts: seeds that are tried; the answer with the lowest mean squared distance is kept.
-        max_iterations: at most so many of Lloyd's iterations.
+        restarts: seedings to try; the result with the lowest mean squared distance is kept.
+        max_iterations: limit of Lloyd's iterations.
         tolerance: stop when the mean squared distance fell by less than this share of it.
         chunk_size: points at a time; memory holds [chunk_size, M] distances, never [N, M].
 
@@ -192,7 +191,7 @@ def assign_clusters(
 def fill_empty(label: Tensor, distance: Tensor, num_clusters: int) -> Tensor:
     """Labels in which every cluster has a point: empty ones take the points farthest from their centroids.
 
-    A cluster's last point is left to it.
+    Never takes a cluster's last point.
     """
     count = torch.bincount(label, minlength=num_clusters)
     empty = (count == 0).nonzero()[:, 0].tolist()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vosnet.errors import SettingError, UsageError
 from vosnet.matching import window_attention
 from vosnet.memory.momentum import MemoryNorm, MomentumEncoder, check_momentum
-from vosnet.objectives.base import Objective, ObjectiveOutput, whole_graph
+from vosnet.objectives.base import Objective, ObjectiveOutput
 from vosnet.objectives.settings import ObjectiveSettings, check_at_least, check_positive
 from vosnet.transforms import Clip, more_draws
 from vosnet.transforms.jitter import NUM_DRAWS, jitter_lab
@@ -105,23 +105,19 @@ class ColorReconstruction(Objective):
         settings: the options.
     """
 
+    graphs = ("encode", "reconstruct")
+
     def __init__(self, encoder: nn.Module, settings: ColorReconstructionSettings) -> None:
         super().__init__()
         self.encoder, self.settings = encoder, settings
-        self.memory_encoder = (
-            MomentumEncoder(encoder, momentum=settings.momentum, norm=settings.memory_norm)
-            if settings.memory == "momentum"
-            else None
-        )
+        self.memory_encoder: MomentumEncoder | None = None
+        if settings.memory == "momentum":
+            self.memory_encoder = MomentumEncoder(
+                encoder, momentum=settings.momentum, norm=settings.memory_norm
+            )
         channels = int(encoder.feature_dim)  # type: ignore[arg-type]
         given = settings.temperature
         self.temperature = math.sqrt(channels) if isinstance(given, str) else given
-        self._encode = self.encode
-        self._reconstruct = self.reconstruct
-
-    def compile_graphs(self, backend: str = "inductor") -> None:
-        self._encode = whole_graph(self.encode, backend)
-        self._reconstruct = whole_graph(self.reconstruct, backend)
 
     def after_step(self) -> None:
         """Let the slow copy follow."""
@@ -145,15 +141,14 @@ class ColorReconstruction(Objective):
             raise UsageError("E166", f"{key}: {message}")
         read = reference_frames(clip_len, self.settings.num_references, self.settings.first_frame)
         frames = clip.frames[:, read]
-        query, memory = self._encode(*self.inputs(frames, clip.draws))
+        query, memory = self.encode(*self.inputs(frames, clip.draws))
         with torch.autocast(query.device.type, enabled=False):
             dropped = self.dropped(clip.draws)
             colors = frames if self.settings.bottleneck == "each" else _only(frames, dropped)
-            loss, copied = self._reconstruct(query.float(), memory.float(), colors)
+            loss, copied = self.reconstruct(query.float(), memory.float(), colors)
             if self.settings.both_directions:
-                back, copied_back = self._reconstruct(
-                    memory[:, 0].float(), query[:, None].float(), colors.flip(1)
-                )
+                swapped = memory[:, 0].float(), query[:, None].float(), colors.flip(1)
+                back, copied_back = self.reconstruct(*swapped)
                 loss, copied = (loss + back) / 2, (copied + copied_back) / 2
             self_logit = query.detach().float().square().sum(1).mean() / self.temperature
         terms = {"reconstruction": loss.detach(), "copy": copied, "self_logit": self_logit}
@@ -181,11 +176,9 @@ class ColorReconstruction(Objective):
         """
         B, T = frames.shape[:2]
         u = more_draws(draws, T * NUM_DRAWS, _JITTER_SALT).view(B * T, NUM_DRAWS)
+        own = self.settings
         jittered = jitter_lab(
-            frames.flatten(0, 1),
-            u,
-            probability=self.settings.jitter_probability,
-            strength=self.settings.jitter_strength,
+            frames.flatten(0, 1), u, probability=own.jitter_probability, strength=own.jitter_strength
         ).view_as(frames)
         missing = self.dropped(draws)
         scale = 3 / (3 - missing.sum(1, keepdim=True)) * ~missing  # [B, 3]

@@ -1,4 +1,4 @@
-"""Cross-entropy of many cells against many anchors, without ever holding the logits."""
+"""Cross-entropy of many cells against many anchors, without holding all logits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def anchor_cross_entropy(
 
     Args:
         feature: cells that rows are copied from, [S, C] float32.
-        index: source cell of each row, [R] int64; -1 stands for a row of zeros (every logit is 0).
+        index: source cell of each row, [R] int64; -1 is a row of zeros (every logit is 0).
         anchors: [A, C] float32.
         label: which anchor each row belongs to, [R] int64.
         temperature: divides the dot products.

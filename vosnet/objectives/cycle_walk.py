@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vosnet.errors import SettingError, UsageError
-from vosnet.objectives.base import Objective, ObjectiveOutput, whole_graph
+from vosnet.objectives.base import Objective, ObjectiveOutput
 from vosnet.objectives.settings import ObjectiveSettings, check_positive
 from vosnet.transforms import (
     DRAWS_PER_BOX,
@@ -89,6 +89,7 @@ class CycleWalk(Objective):
         settings: the options.
     """
 
+    graphs = ("_embed", "losses")
     pixel_factor: Tensor
     pixel_offset: Tensor
 
@@ -99,12 +100,6 @@ class CycleWalk(Objective):
         factor, offset = _renormalization(settings.pixel_mean, settings.pixel_std)
         self.register_buffer("pixel_factor", factor, persistent=False)
         self.register_buffer("pixel_offset", offset, persistent=False)
-        self._embed_patches = self._embed
-        self._compute_losses = self.losses
-
-    def compile_graphs(self, backend: str = "inductor") -> None:
-        self._embed_patches = whole_graph(self._embed, backend)
-        self._compute_losses = whole_graph(self.losses, backend)
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         """Mean cross-entropy of the palindromes.
@@ -119,7 +114,7 @@ class CycleWalk(Objective):
         self._check_clip(clip)
         nodes = self.embed(clip)
         with torch.autocast(nodes.device.type, enabled=False):
-            per_length, accuracy = self._compute_losses(nodes, self.dropped_edges(clip.draws, nodes))
+            per_length, accuracy = self.losses(nodes, self.dropped_edges(clip.draws, nodes))
         lengths = range(2, nodes.shape[1])
         terms = {f"cycle_{n}": value for n, value in zip(lengths, per_length.detach())}
         terms |= {f"accuracy_{n}": value for n, value in zip(lengths, accuracy)}
@@ -139,14 +134,14 @@ class CycleWalk(Objective):
             patch_size=own.patch_size,
             patch_stride=own.patch_stride,
         )
-        nodes = self._embed_patches(patches.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        nodes = self._embed(patches.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         return nodes.view(B, T, N, -1)
 
     def dropped_edges(self, draws: Tensor, nodes: Tensor) -> Tensor:
         """Which edges the walks may not use, [2, B, T - 1, N, N]: forward, then backward."""
         B, T, N, _ = nodes.shape
-        numbers = more_draws(draws, 2 * (T - 1) * N * N, _EDGE_SALT) < self.settings.edge_dropout
-        return numbers.view(B, 2, T - 1, N, N).transpose(0, 1)
+        dropped = more_draws(draws, 2 * (T - 1) * N * N, _EDGE_SALT) < self.settings.edge_dropout
+        return dropped.view(B, 2, T - 1, N, N).transpose(0, 1)
 
     def losses(self, nodes: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and accuracy of the palindromes of 2 to T - 1 steps each way.
@@ -184,11 +179,9 @@ class CycleWalk(Objective):
         if T < 3:
             hint = "The shortest walk takes two steps there and two back."
             raise UsageError("E150", f"cycle_walk needs data.clip_len of at least 3, got {T}", hint)
-        if side < self.settings.patch_size:
-            message = (
-                f"objective.patch_size ({self.settings.patch_size}) is larger than data.crop_size ({side})"
-            )
-            raise UsageError("E150", message)
+        size = self.settings.patch_size
+        if side < size:
+            raise UsageError("E150", f"objective.patch_size ({size}) is larger than data.crop_size ({side})")
 
 
 def _renormalization(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vosnet.models import ProjectionHead
 from vosnet.objectives.anchors import grid_index, take_cells
-from vosnet.objectives.base import Objective, ObjectiveOutput, whole_graph
+from vosnet.objectives.base import Objective, ObjectiveOutput
 from vosnet.objectives.contrast import anchor_cross_entropy
 from vosnet.objectives.gather import gather_ranks
 from vosnet.objectives.settings import ObjectiveSettings, check_positive
@@ -23,7 +22,7 @@ from vosnet.transforms import Clip, nearest_index
 
 
 class Targets(NamedTuple):
-    """What the two losses compare, per rank.
+    """What the two losses compare, of one rank.
 
     Args:
         source: cell of the main view that each cell of the regularizing view shows, [B, h * w], -1 outside.
@@ -87,19 +86,13 @@ class DenseCorrespondence(Objective):
         settings: the options.
     """
 
+    graphs = ("_embed", "find_targets", "losses")
+
     def __init__(self, encoder: nn.Module, settings: DenseCorrespondenceSettings) -> None:
         super().__init__()
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
         self.encoder, self.settings = encoder, settings
         self.head = ProjectionHead(feature_dim, settings.hidden_dim or feature_dim, settings.embedding_dim)
-        self._embed_images = self._embed
-        self._find_targets = self.find_targets
-        self._compute_losses = self.losses
-
-    def compile_graphs(self, backend: str = "inductor") -> None:
-        self._embed_images = whole_graph(self._embed, backend)
-        self._find_targets = whole_graph(self.find_targets, backend)
-        self._compute_losses = whole_graph(self.losses, backend)
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         """Losses and watch values of one batch.
@@ -111,9 +104,9 @@ class DenseCorrespondence(Objective):
         """
         main, view, grid = self.embed(clip.frames, clip.view)
         with torch.autocast(main.device.type, enabled=False):
-            targets = self._find_targets(main, view, clip.theta, clip.draws, grid)
+            targets = self.find_targets(main, view, clip.theta, clip.draws, grid)
             anchors, cross_view = gather_ranks(targets.anchors), gather_ranks(targets.cross_view)
-            space_time, cross = self._compute_losses(main, targets, anchors, cross_view, current_ranks().rank)
+            space_time, cross = self.losses(main, targets, anchors, cross_view, current_ranks().rank)
         total = space_time + self.settings.cross_view_weight * cross
         terms = {"space_time": space_time.detach(), "cross_view": cross.detach()}
         return ObjectiveOutput(total, terms | watch_terms(main.detach(), targets))
@@ -133,17 +126,20 @@ class DenseCorrespondence(Objective):
             raise ValueError(f"a clip needs an anchor frame and at least one more, got T = {T}")
         learning = torch.cat([frames.flatten(0, 1), view[:, 0]]).contiguous(memory_format=torch.channels_last)
         still = view[:, 1:].flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        embedded, grid = self._embed_images(learning)
-        with torch.no_grad(), self._regularizing_mode():
-            fixed, _ = self._embed_images(still)
-        main = embedded[: B * T].view(B, T, *embedded.shape[1:])
-        first = embedded[B * T :].view(B, 1, *embedded.shape[1:])
-        return main, torch.cat([first, fixed.view(B, T - 1, *fixed.shape[1:])], dim=1), grid
+        embedded, grid = self._embed(learning)
+        with torch.no_grad():
+            mode = self.training
+            self.train(mode and self.settings.regularizing_norm == "train")
+            fixed, _ = self._embed(still)
+            self.train(mode)
+        main = rearrange(embedded[: B * T], "(b t) p c -> b t p c", b=B)
+        others = rearrange(fixed, "(b t) p c -> b t p c", b=B)
+        return main, torch.cat([embedded[B * T :, None], others], dim=1), grid
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         embedded = self.head(self.encoder(images))
         h, w = embedded.shape[-2:]
-        return F.normalize(embedded.flatten(2).transpose(1, 2).float(), dim=2), (h, w)
+        return F.normalize(rearrange(embedded, "n c h w -> n (h w) c").float(), dim=2), (h, w)
 
     def find_targets(
         self, main: Tensor, view: Tensor, theta: Tensor, draws: Tensor, grid: tuple[int, int]
@@ -162,7 +158,7 @@ class DenseCorrespondence(Objective):
             main: main view, [B, T, h * w, C].
             targets: from `make_targets` on this rank.
             anchors: anchors of all ranks in rank order, [ranks * B * N, C].
-            cross_view: regularizing side of the pairs of all ranks, [world * B * M, C].
+            cross_view: regularizing side of the pairs of all ranks, [ranks * B * M, C].
             rank: this process.
         """
         B, T, P, C = main.shape
@@ -181,17 +177,6 @@ class DenseCorrespondence(Objective):
         pair_source = torch.where(pairs >= 0, pairs + first_cell[:, 0, :], -1).flatten()
         pair_label = torch.arange(pairs.numel(), device=main.device) + rank * pairs.numel()
         return space_time, compare(pair_source, cross_view, pair_label)
-
-    @contextlib.contextmanager
-    def _regularizing_mode(self) -> Iterator[None]:
-        if self.settings.regularizing_norm == "train" or not self.training:
-            yield
-            return
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train()
 
 
 def make_targets(

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from vosnet.errors import UsageError
 from vosnet.objectives.anchors import grid_index
-from vosnet.objectives.base import whole_graph
+from vosnet.objectives.base import compile_methods
 from vosnet.objectives.contrast import anchor_cross_entropy
 from vosnet.objectives.gather import gather_ranks
 from vosnet.objectives.pairs import (
@@ -116,8 +116,8 @@ class Equivariance:
 
     def __init__(self, settings: EquivarianceSettings) -> None:
         self.settings = settings
-        self._short_pairs, self._long_pairs = short_term_pairs, long_term_pairs
-        self._assignments = long_term_assignments
+        self.short_pairs, self.long_pairs = short_term_pairs, long_term_pairs
+        self.assignments = long_term_assignments
 
     @property
     def active(self) -> bool:
@@ -126,9 +126,7 @@ class Equivariance:
 
     def compile_graphs(self, backend: str) -> None:
         """Compile what runs between the encoder and the losses."""
-        self._short_pairs = whole_graph(short_term_pairs, backend)
-        self._long_pairs = whole_graph(long_term_pairs, backend)
-        self._assignments = whole_graph(long_term_assignments, backend)
+        compile_methods(self, ("short_pairs", "long_pairs", "assignments"), backend)
 
     def needed(self, clip_len: int) -> tuple[dict[int, bool], dict[int, bool]]:
         """Frames, and transformed frames, whose features are compared, each with whether they learn."""
@@ -168,7 +166,7 @@ class Equivariance:
         following = self._target(features.compared[1])
         h, w = following.shape[-2:]
         index = grid_index(clip.draws[:, :2], h, w, self.settings.short_term_grid_size)
-        return self._pair_loss(*self._short_pairs(features.view[0], following, clip.theta, index))
+        return self._pair_loss(*self.short_pairs(features.view[0], following, clip.theta, index))
 
     def long_term(self, features: Features, clip: Clip) -> Tensor:
         """L_long: E(I_0) against the aligned Phi(E(I_t')), mean over the distant frames, scalar."""
@@ -178,12 +176,12 @@ class Equivariance:
         for t in range(2, clip.frames.shape[1]):
             moved, distant = features.view[t], features.compared[t]
             if self.settings.alignment == "hard":
-                assigned = self._assignments(query, moved, distant, clip.theta, index)
+                assigned = self.assignments(query, moved, distant, clip.theta, index)
                 losses.append(self._assignment_loss(*assigned))
             else:
                 temperature = self.settings.affinity_temperature
                 sides = query, moved, self._target(distant), clip.theta, index
-                losses.append(self._pair_loss(*self._long_pairs(*sides, temperature=temperature)))
+                losses.append(self._pair_loss(*self.long_pairs(*sides, temperature=temperature)))
         return torch.stack(losses).mean()
 
     def collapse_reason(self, terms: dict[str, float]) -> str | None:
@@ -221,9 +219,8 @@ class Equivariance:
         return features.detach() if self.settings.stop_gradient == "target" else features
 
     def _pair_loss(self, rows: Tensor, targets: Tensor) -> Tensor:
-        first = current_ranks().rank * len(rows)
-        options = self.settings.loss, self.settings.temperature
-        return pair_loss(rows, gather_ranks(targets), first=first, loss=options[0], temperature=options[1])
+        own, first = self.settings, current_ranks().rank * len(rows)
+        return pair_loss(rows, gather_ranks(targets), first=first, loss=own.loss, temperature=own.temperature)
 
     def _assignment_loss(self, rows: Tensor, anchors: Tensor, label: Tensor) -> Tensor:
         """Of rows and the anchors of all ranks; `label` counts over this rank's anchors."""

@@ -1,4 +1,8 @@
-"""The two sides that the equivariance terms of Li et al. (CVPR 2023) compare, and how alike they are."""
+"""The two sides that the equivariance terms of Li et al. (CVPR 2023) compare, and how alike they are.
+
+Names below: `query` E(I_t), `moved` E(Phi(I_t')), `distant` E(I_t'), each [B, C, h, w]; `theta` Phi, output
+to input, [B, 2, 3]; `index` the cells that are compared, flat, [B, N]. Both sides are unit vectors.
+"""
 
 from __future__ import annotations
 
@@ -17,29 +21,17 @@ PairLoss = Literal["infonce", "cosine"]
 
 
 def moved_features(features: Tensor, theta: Tensor) -> Tensor:
-    """Phi of feature maps: bilinear, differentiable, the border cell repeated outside the frame.
-
-    Args:
-        features: [B, C, h, w].
-        theta: output to input, [B, 2, 3].
-
-    Returns:
-        [B, C, h, w].
-    """
+    """Phi of feature maps, [B, C, h, w]: bilinear, the border cell repeated outside the frame."""
     return warp_images(features[:, None], theta)[:, 0]
 
 
 def short_term_pairs(moved: Tensor, following: Tensor, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The two sides of the short-term term at some cells.
+    """E(Phi(I_t)) and Phi(E(I_{t+1})) at some cells of Phi's output, [B * N, C] each.
 
     Args:
-        moved: E(Phi(I_t)), [B, C, h, w].
-        following: E(I_{t+1}), [B, C, h, w].
-        theta: Phi, [B, 2, 3].
-        index: which cells of Phi's output are compared, [B, N].
-
-    Returns:
-        Unit vectors [B * N, C] of E(Phi(I_t)) and of Phi(E(I_{t+1})).
+        moved: E(Phi(I_t)).
+        following: E(I_{t+1}).
+        theta, index: see above.
     """
     target = moved_features(F.normalize(following.float(), dim=1), theta)
     return _cells(moved, index), _cells(target, index)
@@ -48,24 +40,13 @@ def short_term_pairs(moved: Tensor, following: Tensor, theta: Tensor, index: Ten
 def long_term_pairs(
     query: Tensor, moved: Tensor, distant: Tensor, theta: Tensor, index: Tensor, *, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """The two sides of the long-term term at some cells.
+    """E(I_t) and the aligned A^T Phi(E(I_t')) at some cells of I_t, [B * N, C] each.
 
     The affinity A from Phi(t') to t is read as its subscript says: softmax over the cells of the transformed
-    frame of <E(Phi(I_t')), E(I_t)>, cosines divided by a temperature; its columns sum to 1. The features that
+    frame of <E(Phi(I_t')), E(I_t)>, cosines divided by `temperature`; its columns sum to 1. The features that
     it copies are Phi(E(I_t')). So a cell finds its partner in the moved frame, and must get from there what
     the frame's own features, moved, say: correspondence and equivariance are asked for at once. Cells whose
     partner Phi crops away find the next best.
-
-    Args:
-        query: E(I_t), [B, C, h, w].
-        moved: E(Phi(I_t')), [B, C, h, w].
-        distant: E(I_t'), [B, C, h, w].
-        theta: Phi, [B, 2, 3].
-        index: which cells of I_t are compared, [B, N].
-        temperature: of the affinity.
-
-    Returns:
-        Unit vectors [B * N, C] of E(I_t) and of the aligned Phi(E(I_t')).
     """
     query, moved = (F.normalize(x.float(), dim=1) for x in (query, moved))
     value = moved_features(F.normalize(distant.float(), dim=1), theta)
@@ -83,16 +64,8 @@ def long_term_assignments(
     is A_{Phi(t')}^t with one 1 per transformed cell. This is the space-time self-training of Araslanov et
     al. 2021 (DUL) for a pair of frames. The choice is constant; rows and anchors both learn.
 
-    Args:
-        query: E(I_t), [B, C, h, w].
-        moved: E(Phi(I_t')), [B, C, h, w].
-        distant: E(I_t'), [B, C, h, w].
-        theta: Phi, [B, 2, 3].
-        index: the anchors, cells of I_t, [B, N].
-
     Returns:
-        Unit vectors of Phi(E(I_t')), [B * h * w, C], of the anchors, [B * N, C], and each row's anchor,
-        [B * h * w].
+        Phi(E(I_t')) at every cell, [B * h * w, C]; the anchors, [B * N, C]; each row's anchor, [B * h * w].
     """
     B, N = index.shape
     anchors = _cells(query, index)
@@ -101,18 +74,10 @@ def long_term_assignments(
         affinity = cells @ anchors.view(B, N, -1).transpose(1, 2)
         label = affinity.argmax(2) + torch.arange(B, device=index.device)[:, None] * N
     rows = moved_features(F.normalize(distant.float(), dim=1), theta)
-    rows = rearrange(F.normalize(rows, dim=1), "b c h w -> (b h w) c")
-    return rows, anchors, label.flatten()
+    return rearrange(F.normalize(rows, dim=1), "b c h w -> (b h w) c"), anchors, label.flatten()
 
 
-def pair_loss(
-    rows: Tensor,
-    targets: Tensor,
-    *,
-    first: int,
-    loss: PairLoss,
-    temperature: float,
-) -> Tensor:
+def pair_loss(rows: Tensor, targets: Tensor, *, first: int, loss: PairLoss, temperature: float) -> Tensor:
     """How far rows are from their own targets, scalar.
 
     Args:
@@ -120,8 +85,8 @@ def pair_loss(
         targets: unit vectors, [S, C]: the rows' own stand at `first` to `first + R`, the others are those of
             other ranks.
         first: this rank's place.
-        loss: "infonce": cross-entropy of finding the own target among all; "cosine": one minus the
-            cosine of the own target.
+        loss: "infonce": cross-entropy of finding the own target among all; "cosine": one minus the cosine of
+            the own target.
         temperature: divides the cosines; only for "infonce".
     """
     if loss == "cosine":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vosnet.errors import SettingError
 from vosnet.models.segmenter import MaskSegmenter
-from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob, whole_graph
+from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob
 from vosnet.objectives.segmentation_term import SegmentationSettings, SegmentationTerm
 from vosnet.objectives.settings import ObjectiveSettings
 from vosnet.transforms import Clip
@@ -57,12 +57,13 @@ class PlusSegmentation(Objective):
         settings: the options of the term.
     """
 
+    graphs = ("encode",)
+
     def __init__(self, base: Objective, settings: PlusSegmentationSettings) -> None:
         super().__init__()
         self.base, self.segmentation_weight = base, settings.segmentation_weight
         self.segmentation = SegmentationTerm(int(base.encoder.output_stride), settings)  # type: ignore[arg-type]
         self.refresh_interval = settings.refresh_interval
-        self._encode = self._run_encoder
 
     @property
     def encoder(self) -> nn.Module:  # type: ignore[override]
@@ -71,7 +72,7 @@ class PlusSegmentation(Objective):
 
     def compile_graphs(self, backend: str = "inductor") -> None:
         self.base.compile_graphs(backend)
-        self._encode = whole_graph(self._run_encoder, backend)
+        super().compile_graphs(backend)
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
         """Both losses of one batch.
@@ -102,9 +103,9 @@ class PlusSegmentation(Objective):
         """Of the frames that the term reads, with gradient only where it is used, [B, T, C, h, w]."""
         images = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(self.segmentation.encoder_gradient and torch.is_grad_enabled()):
-            features = self._encode(images)
+            features = self.encode(images)
         return features.view(*frames.shape[:2], *features.shape[1:])
 
-    def _run_encoder(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         features: Tensor = self.encoder(images)
         return features

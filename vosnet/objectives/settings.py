@@ -59,17 +59,11 @@ def settings_from(cls: type[S], keys: Mapping[str, Any]) -> S:
 def check_choices(settings: Any) -> None:
     """Check every text in a dataclass of options against the texts that its annotation names."""
     for name, annotation in typing.get_type_hints(type(settings)).items():
-        kinds = [annotation, *typing.get_args(annotation)]
-        allowed = [
-            text for kind in kinds if typing.get_origin(kind) is Literal for text in typing.get_args(kind)
-        ]
+        kinds = [k for k in (annotation, *typing.get_args(annotation)) if typing.get_origin(k) is Literal]
+        allowed = [text for kind in kinds for text in typing.get_args(kind)]
         value = getattr(settings, name)
         if allowed and isinstance(value, str) and value not in allowed:
             raise SettingError(name, f"must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _is_literal(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is Literal
 
 
 def check_at_least(least: float, settings: Any, *names: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vosnet.errors import SettingError
 from vosnet.models import ProjectionHead
 from vosnet.models.segmenter import MaskSegmenter
-from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob, whole_graph
+from vosnet.objectives.base import Objective, ObjectiveOutput, RefreshJob
 from vosnet.objectives.equivariance import Equivariance, EquivarianceSettings, Features
 from vosnet.objectives.segmentation_term import SegmentationSettings, SegmentationTerm
 from vosnet.objectives.settings import check_at_least
@@ -58,6 +58,8 @@ class Unified(Objective):
         settings: the options.
     """
 
+    graphs = ("encode",)
+
     def __init__(self, encoder: nn.Module, settings: UnifiedSettings) -> None:
         super().__init__()
         self.encoder, self.settings = encoder, settings
@@ -74,7 +76,6 @@ class Unified(Objective):
             self.refresh_interval = settings.refresh_interval
         if not self.trains_encoder:
             encoder.requires_grad_(False)
-        self._encode = self._run_encoder
 
     @property
     def trains_encoder(self) -> bool:
@@ -89,7 +90,7 @@ class Unified(Objective):
         return self
 
     def compile_graphs(self, backend: str = "inductor") -> None:
-        self._encode = whole_graph(self._run_encoder, backend)
+        super().compile_graphs(backend)
         self.equivariance.compile_graphs(backend)
 
     def forward(self, clip: Clip) -> ObjectiveOutput:
@@ -129,7 +130,7 @@ class Unified(Objective):
         if not images:
             return
         stacked = torch.cat(images).contiguous(memory_format=torch.channels_last)
-        encoded, compared = (torch.split(made, len(clip)) for made in self._encode(stacked))
+        encoded, compared = (torch.split(made, len(clip)) for made in self.encode(stacked))
         found.main.update(zip(sorted(frames), encoded, strict=False))
         found.compared.update(zip(sorted(frames), compared, strict=False))
         found.view.update(zip(sorted(views), compared[len(frames) :], strict=True))
@@ -148,6 +149,6 @@ class Unified(Objective):
         assert self.segmentation is not None
         self.segmentation.use_refreshed(folder)
 
-    def _run_encoder(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features: Tensor = self.encoder(images)
         return features, features if self.head is None else self.head(features)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -74,25 +73,21 @@ def cluster_video(
     Raises:
         InputError: the video has fewer different cells than clusters, or cannot be read.
     """
+    encoded = _EncodedVideo(video, encoder, settings, bfloat16)
     count = len(video)
-    features, size = _features(video, [0], encoder, settings, bfloat16=bfloat16)
-    h, w = features.shape[-2:]
+    first, size = encoded.features([0])
+    h, w = first.shape[-2:]
     every = max(settings.centroid_every, -(-count * h * w // settings.max_points))
     fitted = range(0, count, every)
-    parts = [features]
-    parts += [_features(video, ids, encoder, settings, bfloat16=bfloat16)[0] for ids in _batches(fitted[1:])]
-    features = torch.cat(parts)
-    del parts
-    points = _points(features, fitted, count, settings)
-    centroids = fit_clusters(points, settings.num_clusters, seed=settings.seed).centroids
-    del points
+    features = torch.cat([first, *(encoded.features(ids)[0] for ids in _batches(fitted[1:]))])
+    centroids = fit_clusters(
+        encoded.points(features, fitted), settings.num_clusters, seed=settings.seed
+    ).centroids
     labels: LabelMaps = np.empty((count, h * settings.upsample, w * settings.upsample), np.uint8)
-    for start in range(0, len(fitted), _BATCH_FRAMES):
-        part = slice(start, start + _BATCH_FRAMES)
-        labels[fitted[part]] = _labels(features[part], fitted[part], count, centroids, settings)
+    for part, ids in zip(torch.split(features, _BATCH_FRAMES), _batches(fitted), strict=True):
+        labels[ids] = encoded.labels(part, ids, centroids)
     for ids in _batches([i for i in range(count) if i % every]):
-        features = _features(video, ids, encoder, settings, bfloat16=bfloat16)[0]
-        labels[ids] = _labels(features, ids, count, centroids, settings)
+        labels[ids] = encoded.labels(encoded.features(ids)[0], ids, centroids)
     side = float(encoder.output_stride) / settings.upsample  # type: ignore[arg-type]
     return VideoMaps(labels, (side / size[0], side / size[1]))
 
@@ -101,54 +96,46 @@ def _batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
     return (ids[start : start + _BATCH_FRAMES] for start in range(0, len(ids), _BATCH_FRAMES))
 
 
-def _points(
-    features: Tensor, ids: Sequence[int], count: int, settings: ClusterSettings, upsample: int = 1
-) -> Tensor:
-    """Points of the frames `ids` of a video of `count` frames."""
-    return cell_points(
-        features,
-        torch.tensor([i / max(1, count - 1) for i in ids], device=features.device),
-        position_dim=settings.position_dim,
-        position_weight=settings.position_weight,
-        upsample=upsample,
-    )
+@dataclass(frozen=True)
+class _EncodedVideo:
+    """Features, points and labels of some frames of a video; `ids` says which."""
 
+    video: StoredVideo
+    encoder: nn.Module
+    settings: ClusterSettings
+    bfloat16: bool
 
-def _labels(
-    features: Tensor, ids: Sequence[int], count: int, centroids: Tensor, settings: ClusterSettings
-) -> LabelMaps:
-    """Nearest centroids of frames as maps, [frames, h, w] with h and w times `upsample`."""
-    h, w = (settings.upsample * n for n in features.shape[-2:])
-    points = _points(features, ids, count, settings, settings.upsample)
-    return assign_clusters(points, centroids)[0].to(torch.uint8).view(-1, h, w).cpu().numpy()
+    @torch.no_grad()
+    def features(self, ids: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
+        """[frames, C, h, w] float32, and the (H, W) that the encoder saw."""
+        frames, device = self.video.read(ids), next(self.encoder.parameters()).device
+        if self.settings.short_side is not None:
+            frames = np.stack([resize_short_side(frame, self.settings.short_side) for frame in frames])
+        images = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2)
+        color_space = cast("ColorSpace", getattr(self.encoder, "color_space", "rgb"))
+        was_training = self.encoder.training
+        self.encoder.eval()
+        try:
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+                inputs = encoder_input(images, color_space).contiguous(memory_format=torch.channels_last)
+                features: Tensor = self.encoder(inputs)
+        finally:
+            self.encoder.train(was_training)
+        return features.float(), (frames.shape[1], frames.shape[2])
 
+    def points(self, features: Tensor, ids: Sequence[int], upsample: int = 1) -> Tensor:
+        """The points to cluster, with time counted over the whole video."""
+        last = max(1, len(self.video) - 1)
+        return cell_points(
+            features,
+            torch.tensor([i / last for i in ids], device=features.device),
+            position_dim=self.settings.position_dim,
+            position_weight=self.settings.position_weight,
+            upsample=upsample,
+        )
 
-def _features(
-    video: StoredVideo,
-    ids: Sequence[int],
-    encoder: nn.Module,
-    settings: ClusterSettings,
-    *,
-    bfloat16: bool,
-) -> tuple[Tensor, tuple[int, int]]:
-    """Features of some frames, [frames, C, h, w], and the (H, W) that the encoder saw."""
-    frames = video.read(ids)
-    if settings.short_side is not None:
-        frames = np.stack([resize_short_side(frame, settings.short_side) for frame in frames])
-    return _encode(frames, encoder, bfloat16=bfloat16), (frames.shape[1], frames.shape[2])
-
-
-@torch.no_grad()
-def _encode(frames: npt.NDArray[np.uint8], encoder: nn.Module, *, bfloat16: bool) -> Tensor:
-    device = next(encoder.parameters()).device
-    images = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2)
-    color_space = cast("ColorSpace", getattr(encoder, "color_space", "rgb"))
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            inputs = encoder_input(images, color_space).contiguous(memory_format=torch.channels_last)
-            features: Tensor = encoder(inputs)
-    finally:
-        encoder.train(was_training)
-    return features.float()
+    def labels(self, features: Tensor, ids: Sequence[int], centroids: Tensor) -> LabelMaps:
+        """Nearest centroids as maps, [frames, h, w] with h and w times `upsample`."""
+        h, w = (self.settings.upsample * n for n in features.shape[-2:])
+        label = assign_clusters(self.points(features, ids, self.settings.upsample), centroids)[0]
+        return label.to(torch.uint8).view(-1, h, w).cpu().numpy()

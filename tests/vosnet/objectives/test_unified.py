@@ -448,8 +448,8 @@ def test_the_right_side_is_a_constant_unless_asked_otherwise() -> None:
     for stop_gradient in ("target", "none"):
         torch.manual_seed(1)
         objective = toy_unified(stop_gradient=stop_gradient)
-        encode = objective._encode
-        objective._encode = lambda x, encode=encode: counted.append(torch.is_grad_enabled()) or encode(x)  # type: ignore[func-returns-value]
+        encode = objective.encode
+        objective.encode = lambda x, encode=encode: counted.append(torch.is_grad_enabled()) or encode(x)  # type: ignore[func-returns-value]
         objective(clip).total.backward()
     assert counted == [True, False, True]  # with "none" all frames run in the one pass with gradient
 
@@ -573,3 +573,12 @@ def test_a_run_whose_encoder_nothing_trains_is_refused(tmp_path: Path) -> None:
 def test_collapse_ends_the_run_with_the_value(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"E702 .* frame_variance is .*, below objective.min_frame_var"):
         train_toy(tmp_path / "run", *TOY, "objective.min_frame_variance=1.1")
+
+
+@pytest.mark.parametrize("alignment", ["hard", "soft"])
+def test_the_graphs_are_whole(alignment: str) -> None:
+    objective, clip = toy_unified(alignment=alignment, embedding_dim=6).eval(), toy_clip(T=3)
+    plain = objective(clip).total
+    objective.compile_graphs("eager")
+    torch.testing.assert_close(objective(clip).total, plain)
+    assert {name.split(".")[0] for name, _ in objective.named_parameters()} == {"encoder", "head"}
