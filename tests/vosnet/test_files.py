@@ -63,6 +63,15 @@ def test_f22_the_last_good_file_survives_kill_during_a_write(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_only_temporary_files_are_stale(tmp_path: Path) -> None:
+    folder, temporary = tmp_path / f".a.1{TEMPORARY_SUFFIX}", tmp_path / f".b.2{TEMPORARY_SUFFIX}.png"
+    folder.mkdir()
+    temporary.touch()
+    (tmp_path / "kept.png").touch()
+    assert remove_stale_temporaries(tmp_path) == [temporary]
+    assert sorted(tmp_path.iterdir()) == [folder, tmp_path / "kept.png"]
+
+
 @pytest.fixture
 def disk_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is synced and renamed, in order; temporaries are called "temporary"."""

@@ -34,3 +34,15 @@ def test_quiet_writes_nothing() -> None:
     with Progress(3, "x", mode="quiet", stream=stream) as progress:
         progress.advance(3)
     assert stream.getvalue() == ""
+
+
+def test_the_time_left_of_a_resumed_job_is_that_of_the_steps_done_since(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = [0.0]
+    monkeypatch.setattr(vosnet.progress.time, "monotonic", lambda: seconds[0])
+    stream = io.StringIO()
+    progress = Progress(100, "train", mode="json", start=90, stream=stream)
+    seconds[0] = 8.0
+    progress.advance(4)  # 2 s each, 6 are left
+    assert json.loads(stream.getvalue())["eta_s"] == 12.0

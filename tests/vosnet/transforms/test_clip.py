@@ -10,6 +10,7 @@ from vosnet.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Crops,
+    Cut,
     assemble_clip,
     crop_frames,
     normalize_images,
@@ -74,3 +75,24 @@ def test_the_regularizing_view_is_the_main_view_through_theta() -> None:
     assert len(second) == 1
     assert second.names == ("b",)
     assert torch.equal(second.to("cpu").frames, clip.frames[1:])
+
+
+def test_a_part_of_a_batch_keeps_every_field_of_its_samples() -> None:
+    numbers = torch.arange(3)
+    cut = Cut(
+        frame_ids=10 * numbers[:, None] + torch.arange(2),
+        boxes=100 * numbers[:, None, None] + torch.arange(6).view(2, 3),
+        flip=torch.tensor([True, False, True]),
+        size=1000 * (numbers[:, None] + torch.tensor([1, 2])),
+    )
+    frames = torch.zeros(3, 2, 8, 8, 3, dtype=torch.uint8)
+    theta = similarity_theta(torch.ones(3), numbers / 10, torch.zeros(3), torch.zeros(3, dtype=torch.bool))
+    crops = Crops(frames, theta, torch.rand(3, 4), numbers + 5, ("a", "b", "c"), cut=cut)
+    clip = assemble_clip(crops)
+    part = clip.part(1, 3)
+    assert part.names == ("b", "c")
+    for name in ("frames", "view", "theta", "draws", "ids"):
+        assert torch.equal(getattr(part, name), getattr(clip, name)[1:]), name
+    assert part.cut is not None
+    for name in ("frame_ids", "boxes", "flip", "size"):
+        assert torch.equal(getattr(part.cut, name), getattr(cut, name)[1:]), name

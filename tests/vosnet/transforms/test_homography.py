@@ -74,6 +74,16 @@ def test_no_border_shows_and_large_pictures_are_smoothed() -> None:
     assert warp_still(noise, still, 40).float().std() < 0.3 * noise.std()
 
 
+def test_the_center_follows_a_parabola_with_three_control_points() -> None:
+    numbers = torch.rand((3, 12), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    control = 0.2 * (2 * numbers - 1)
+    center = control[:, 2:4] + control[:, 4:].view(3, 4, 2).mean(dim=1) / 4  # shift, and the corners' own
+    start, middle, end = corner_path(torch.Generator().manual_seed(7), 3, 0.2).mean(dim=1)
+    torch.testing.assert_close(start, center[0])
+    torch.testing.assert_close(middle, (center[0] + 2 * center[1] + center[2]) / 4)
+    torch.testing.assert_close(end, center[2])
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_same_numbers_give_the_same_path(seed: int) -> None:
     assert torch.equal(path(seed), path(seed))

@@ -62,3 +62,16 @@ def test_jitter_changes_the_chosen_frames_only_and_mildly() -> None:
     turned = jitter_lab(frames, hue_free, probability=1.0, strength=0.1)
     angle = torch.atan2(turned[:, 2], turned[:, 1]) - torch.atan2(frames[:, 2], frames[:, 1])
     assert angle.abs().max() < 1e-3  # saturation alone keeps the hue
+
+
+def test_each_amount_of_the_jitter_is_a_shift_a_scale_or_a_turn() -> None:
+    frames = scaled_lab(TENSOR).expand(4, -1, -1, -1)
+    lightness, a, b = frames[0]
+    draws = torch.full((4, NUM_DRAWS), 0.5)
+    draws[range(4), range(1, NUM_DRAWS)] = 1.0  # one at its upper end, the others in the middle: no change
+    brightness, contrast, saturation, hue = jitter_lab(frames, draws, probability=1.0, strength=0.5)
+    mean = lightness.mean()
+    torch.testing.assert_close(brightness, torch.stack([lightness + 0.5, a, b]))
+    torch.testing.assert_close(contrast, torch.stack([mean + 1.5 * (lightness - mean), a, b]))
+    torch.testing.assert_close(saturation, torch.stack([lightness, 1.5 * a, 1.5 * b]))
+    torch.testing.assert_close(hue, torch.stack([lightness, -b, a]))  # half of a half turn

@@ -37,6 +37,12 @@ def test_contrast_shrinks_towards_the_mean_luma() -> None:
     torch.testing.assert_close(got, (IMAGES + mean) / 2)
 
 
+def test_contrast_is_about_the_mean_of_the_brightened_image() -> None:
+    got = jitter_colors(IMAGES, draws(brightness=0.0, contrast=0.0), ColorJitter(0.4, 0.5))
+    mean = 0.6 * luma(IMAGES).mean((1, 2))[:, None, None, None]
+    torch.testing.assert_close(got, (0.6 * IMAGES + mean) / 2)
+
+
 def test_gray_has_equal_channels_and_the_same_luma() -> None:
     got = jitter_colors(IMAGES, draws(gray=0.0), ColorJitter(gray_probability=0.1))
     torch.testing.assert_close(got, luma(IMAGES)[:, None].expand(-1, 3, -1, -1))

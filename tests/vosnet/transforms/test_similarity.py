@@ -70,6 +70,16 @@ def test_random_views_never_look_outside_the_frame_and_cover_the_zoom_range() ->
     assert 120 < int((thetas[:, 0, 0] < 0).sum()) < 280
 
 
+def test_the_visible_part_lies_anywhere_in_the_frame() -> None:
+    thetas = torch.stack([random_similarity(torch.Generator().manual_seed(i)) for i in range(400)])
+    room = 1 - thetas[:, 1, 1]
+    x, y = thetas[:, 0, 2] * thetas[:, 0, 0].sign() / room, thetas[:, 1, 2] / room  # uniform in [-1, 1]
+    for place in (x, y):
+        assert (float(place.min()), float(place.max())) == pytest.approx((-1, 1), abs=0.05)
+        assert abs(float(place.mean())) < 0.12
+    assert abs(float(torch.corrcoef(torch.stack([x, y]))[0, 1])) < 0.2
+
+
 def test_a_view_needs_four_random_numbers_whatever_its_options() -> None:
     a, b = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
     random_similarity(a, zoom=(1.0, 1.0), flip_probability=0)
