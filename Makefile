@@ -1,14 +1,14 @@
-# make demo | test | lint | bench | gpu-check. Each sets up .venv first; once it exists no network is needed.
+# make demo | test | lint | docs | bench | gpu-check. Each sets up .venv first; once it exists no network is needed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test lint docs bench gpu-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,train,coco]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,train,coco,docs]"
 	@$(BIN)/python -c "import cv2" 2>/dev/null || { \
 		echo "the system has no libGL: replacing opencv-python by opencv-python-headless in $(VENV)"; \
 		$(BIN)/python -m pip uninstall --quiet --yes opencv-python && \
@@ -25,6 +25,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py --out demo
 
@@ -38,4 +41,4 @@ gpu-check:
 	$(PYTHON) -m pytest tests/benchmarks -k cuda --benchmark-only --benchmark-json tests/benchmarks/results/gpu.json
 
 clean:
-	rm -rf demo runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo runs build/site .pytest_cache .mypy_cache .ruff_cache
