@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import inspect
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from tests.support.documents import DOCS, PAGES, ROOT, anchors, blocks, code, li
 from vosnet import errors
 from vosnet.adaptation.settings import AdaptationSettings
 from vosnet.commands.recipes import find_recipe
+from vosnet.datasets.source import VideoSource
+from vosnet.datasets.stream import build_stream
 from vosnet.memory import context_frames, spaced_frames
 from vosnet.objectives import OBJECTIVES
 from vosnet.propagation import PRESETS, Protocol
 from vosnet.propagation.protocol import make_protocol
-from vosnet.recipe import load_recipe, parse_recipe, resolved_values
+from vosnet.recipe import load_recipe, parse_recipe, resolved_values, schema
 from vosnet.recipe.schema import Recipe
+from vosnet.recipe.signatures import section_of
 
 README = ROOT / "README.md"
 SOURCES = sorted((ROOT / "vosnet").rglob("*.py"))
@@ -169,12 +172,6 @@ def test_every_setting_of_online_adaptation_is_explained() -> None:
 
 # train.md
 
-# Sections of free keys: where their keys are declared.
-NESTED = {
-    "objective.clustering": "vosnet.objectives.pseudo_masks:ClusterSettings",
-    "objective.mask_embedding": "vosnet.objectives.mask_embedding:MaskEmbedding",
-}
-
 
 def key_tables() -> dict[str, dict[str, str]]:
     """Heading -> key -> default, of the tables below "Keys"."""
@@ -201,47 +198,40 @@ def as_written(default: object) -> str:
     return "{}" if type(default).__name__.startswith("Phase") else written(default)
 
 
-def declared(name: str) -> dict[str, Any]:
-    """Keyword-only arguments, or fields, of `module:name` and their defaults."""
-    module, _, attribute = name.partition(":")
-    target = getattr(__import__(module, fromlist=[attribute]), attribute)
-    parameters = inspect.signature(target).parameters.values()
-    wanted = [p for p in parameters if p.kind is p.KEYWORD_ONLY or dataclasses.is_dataclass(target)]
-    return {p.name: ... if p.default is p.empty else p.default for p in wanted}
+def settings_keys(settings: Any) -> dict[str, dict[str, Any]]:
+    """Section -> key -> default of a dataclass of options; sections within have headings of their own."""
+    hints, own, found = typing.get_type_hints(settings), {}, {}
+    for field in dataclasses.fields(settings):
+        kind, required = hints[field.name], field.default is field.default_factory is dataclasses.MISSING
+        own[field.name] = ... if required else field.default
+        if dataclasses.is_dataclass(kind) and not required:
+            own[field.name] = None
+            found[f"objective.{field.name}"] = settings_keys(kind)[""]
+    return {"": own, **found}
 
 
 def test_every_key_of_a_recipe_is_explained_with_its_default() -> None:
-    from vosnet.datasets.source import VideoSource
-    from vosnet.datasets.stream import build_stream
-    from vosnet.recipe.bound import section_of
-    from vosnet.recipe.schema import PhaseSection
-
-    sections = {name: model for name, model in typed_sections().items() if name != "recipe"}
-    expected = {name: model_keys(model) for name, model in sections.items()}
-    expected["phases"] = model_keys(PhaseSection)
-    expected["data"] = model_keys(section_of(build_stream, ("seed", "batch_size", "store")))
-    expected["data.sources"] = model_keys(VideoSource)
-    for name, objective in OBJECTIVES.items():
-        expected[f"objective: {name}"] = model_keys(section_of(objective))
-    for name, where in NESTED.items():
-        expected[name] = declared(where)
-    expected["objective.mask_embedding"].pop("num_clusters")
+    expected = {name: model_keys(model) for name, model in typed_sections().items()}
+    for name, row in OBJECTIVES.items():
+        sections = settings_keys(row.settings)
+        expected |= {f"objective: {name}": sections.pop(""), **sections}
     shown = key_tables()
-    assert set(shown["recipe"]) == set(Recipe.model_fields)
-    assert set(shown) - {"recipe"} == set(expected)
+    assert set(shown.pop("recipe")) == set(Recipe.model_fields)
+    assert set(shown) == set(expected)
     for heading, keys in expected.items():
         assert shown[heading] == {key: as_written(value) for key, value in keys.items()}, heading
 
 
 def typed_sections() -> dict[str, Any]:
-    from vosnet.recipe import schema
-
     return {
         "encoder": schema.EncoderSection,
+        "data": section_of(build_stream, ("seed", "batch_size", "store")),
+        "data.sources": VideoSource,
         "optimizer": schema.OptimizerSection,
         "schedule": schema.ScheduleSection,
         "training": schema.TrainingSection,
         "validation": schema.ValidationSection,
+        "phases": schema.PhaseSection,
     }
 
 
