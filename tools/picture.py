@@ -1,4 +1,4 @@
-"""The animation in the README: the first mask of a generated clip, carried through it by the shipped weights."""
+"""The animation in the README: the first mask of a generated clip, carried on by the shipped weights."""
 
 import argparse
 import io
@@ -25,10 +25,9 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=3, help="show every EVERY-th frame (default 3)")
     options = parser.parse_args()
     clip = make_clip(options.seed, num_frames=options.frames)
-    pictures = []
-    for result in Propagator.from_checkpoint().propagate(clip.frames, masks={0: clip.masks[0]}):
-        if result.index % options.every == 0:
-            pictures.append(colored(clip.frames[result.index], result.mask))
+    results = Propagator.from_checkpoint().propagate(clip.frames, masks={0: clip.masks[0]})
+    shown = (result for result in results if result.index % options.every == 0)
+    pictures = [colored(clip.frames[result.index], result.mask) for result in shown]
     files.write_bytes(options.out, animation(pictures, num_objects=int(clip.masks.max())))
     print(f"{options.out}: {len(pictures)} pictures, {options.out.stat().st_size // 1000} kB")
 
@@ -47,7 +46,9 @@ def animation(pictures: Sequence[np.ndarray], *, num_objects: int, ms_per_pictur
         shades += [OPACITY * color + (1 - OPACITY) * shades[0][::3], color[None]]
     palette = Image.new("P", (1, 1))
     palette.putpalette(np.concatenate(shades).round().astype(np.uint8).tobytes())
-    small = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    small = [
+        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures
+    ]
     buffer = io.BytesIO()
     small[0].save(buffer, "GIF", save_all=True, append_images=small[1:], duration=ms_per_picture, loop=0)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A folder with everything that the pages' commands and snippets name: clips, masks, data sets, runs, results."""
+"""A folder with everything that commands and snippets name: clips, masks, data sets, runs, results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_mask(folder / "later.png", clip.masks[8])
     for t, frame in enumerate(clip.frames[:4]):
         write_picture(folder / f"frames/{t:05d}.png", frame)
-    for target in ("clips/one.mp4", "my_videos/one.mp4", "my_videos/two.mp4", "data/k400/train/class/one.mp4"):
+    for target in (
+        "clips/one.mp4",
+        "my_videos/one.mp4",
+        "my_videos/two.mp4",
+        "data/k400/train/class/one.mp4",
+    ):
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / "clip.mp4", folder / target)
     write_mask(folder / "first_masks/one.png", clip.masks[0])
@@ -55,7 +60,14 @@ def write_benchmarks(folder: Path) -> None:
     for split in ("val", "test-dev"):
         write_davis_root(folder / "DAVIS", sequences, split=split)
     (folder / "dev.txt").write_text("dog\nlibby\n")
-    for name in ("my_masks", "test_masks", "results/random", "results/mine", "results/memory", "results/references5"):
+    for name in (
+        "my_masks",
+        "test_masks",
+        "results/random",
+        "results/mine",
+        "results/memory",
+        "results/references5",
+    ):
         write_results(folder / name, sequences)
     root = write_youtube_vos_root(folder / "YTVOS")
     shutil.copytree(root / "valid/Annotations", folder / "ytvos_masks")
