@@ -33,8 +33,8 @@ QUICK: dict[str, list[str]] = {
     "recipes": [],
 }
 QUICK_ADAPTATION = ["--adapt-set", "iterations=2", "size=64", "precision=float32"]
-# Training: `dul_clips` on `my_videos` takes one step, with these overrides. The others need long, or data that
-# is not here: their options are parsed and their recipe is validated with their overrides.
+# Training: `dul_clips` on `my_videos` takes one step, with these overrides. The others need long, or data
+# that is not here: their options are parsed and their recipe is validated with their overrides.
 TRAINED = ["dul_clips", "data.sources.0.root=my_videos"]
 SMALL_RUN = [
     "encoder.layer=layer2",
