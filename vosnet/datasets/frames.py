@@ -19,9 +19,9 @@ from vosnet.video import open_video
 class FrameStore:
     """Reads frames of a set of videos; small videos stay in memory as long as the budget lasts.
 
-    A video is decoded whole the first time it is needed if all of it fits into what is left of the budget;
-    nothing is thrown out again, because every epoch needs every video once. What does not fit is decoded on
-    the fly. Frames are the same either way. Safe to use from several threads.
+    A video that fits into the rest of the budget is decoded whole when it is first needed, and never evicted:
+    every epoch reads every video once. What does not fit is decoded on the fly. Frames are the same either
+    way. Thread-safe.
 
     Args:
         frame_step: only every frame_step-th raw frame exists for the caller.

@@ -1,4 +1,4 @@
-"""What a data set holds, found out once: frames, size and rate of every video, and which cannot be read."""
+"""The index of a data set: frames, size and rate of every video, and which videos cannot be read."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def prefetched(
         workers: processes; 0 makes batches in one thread of this process. A stream that keeps decoded frames
             gets threads instead of processes, because they share its memory.
         depth: batches made ahead.
-        warn: told when the workers are restarted.
+        warn: called with a message when the workers are restarted.
         timeout_s: how long one batch of a worker process may take.
 
     Raises:

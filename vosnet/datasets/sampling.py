@@ -102,8 +102,8 @@ def sample_boxes(
 ) -> Tensor:
     """The square to cut from every frame of a clip: top, left, side in pixels, [T, 3] int64.
 
-    Stands for resizing the frame until its shorter side is a random number of pixels, uniform over the whole
-    numbers of `short_side`, and cutting `crop_size` pixels from that; all frames share the square.
+    Equivalent to resizing the frame until its shorter side is a random number of pixels, uniform over the
+    whole numbers of `short_side`, and cutting `crop_size` pixels from that; all frames share the square.
 
     Args:
         size: (H, W) of the frames.

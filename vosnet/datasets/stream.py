@@ -30,7 +30,7 @@ class ClipStream:
     the replacement is the same after a resume and on every rank.
 
     Args:
-        entries: the videos; one that stands there twice is seen twice per epoch.
+        entries: the videos; one that is listed twice is seen twice per epoch.
         clips: how clips are cut from them.
         seed: of the run.
         batch_size: clips of one step over all ranks. The last incomplete batch of an epoch is dropped.
@@ -117,7 +117,7 @@ class ClipStream:
             step: counted from 0 over the whole run.
             rank: which part of the batch.
             world: number of parts.
-            watch: told the name of each video before it is read, so that a crash can name it.
+            watch: called with the name of each video before it is read, so that a crash can be traced to it.
 
         Returns:
             uint8 crops and the transforms to apply; `vosnet.transforms.assemble_clip` makes a Clip of them.
@@ -145,7 +145,7 @@ class ClipStream:
         return [StoredVideo(by_name[name], self.store) for name in sorted(by_name)]
 
     def check_bad(self) -> None:
-        """Stop when too much of the data is broken to call the rest the same data set.
+        """Check that not too many videos are unreadable.
 
         Raises:
             InputError: more than 5 % of the videos are unreadable.

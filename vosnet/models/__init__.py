@@ -1,4 +1,4 @@
-"""Encoders: from frames to features, and the files they live in."""
+"""Networks: from frames to features, and reading and writing their weights."""
 
 from vosnet.models.checkpoint import LoadedModel, load_model, save_encoder
 from vosnet.models.description import EncoderMeta

@@ -1,4 +1,4 @@
-"""Networks in files: ours (safetensors with metadata), other people's, the shipped one, and none at all."""
+"""Load and save networks: our files, other code bases' checkpoints, the shipped weights, random weights."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def _arch_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _is_beyond(name: str, encoder: Encoder) -> bool:
-    """Whether a tensor belongs to a part behind the layer that is read."""
+    """Whether a tensor belongs to a part after the layer that is read."""
     part = name.partition(".")[0]
     return (
         name.startswith(_SEGMENTER_PARTS)

@@ -1,4 +1,4 @@
-"""From normalized images to a grid of features: our ResNets, or any callable with a stated stride."""
+"""From normalized images to a grid of features: our ResNets, or any callable of known stride."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ LAYERS = ("layer2", "layer3", "layer4", "head")
 
 
 class Encoder(nn.Module):
-    """A ResNet cut behind the layer that is read; `state_dict` keys are torchvision's names.
+    """A ResNet cut after the layer that is read; `state_dict` keys are torchvision's names.
 
-    The networks of MAST end in a 3x3 convolution `out_conv` behind the stage that is read.
+    The networks of MAST end in a 3x3 convolution `out_conv` after the stage that is read.
 
     Args:
         arch: "resnet18", "resnet50", "mast_resnet18" (Lai et al. 2020; stride 4) or "mast_resnet18_pooled"
@@ -121,10 +121,10 @@ def build_encoder(
     head_dims: tuple[int, int] | None = None,
     color_space: ColorSpace = "rgb",
 ) -> Encoder:
-    """An `Encoder` with He initialization drawn from `seed`; the global random state is left alone.
+    """An `Encoder` with He initialization drawn from `seed`; the global random state is untouched.
 
     The numbers of a layer do not depend on where the network is cut. A convolution that ends the network
-    (MAST's) has no ReLU behind it: it keeps the variance, so that the dot products of its features divided
+    (MAST's) has no ReLU after it: it keeps the variance, so that the dot products of its features divided
     by the root of their channels start out as logits of a soft softmax.
 
     Raises:

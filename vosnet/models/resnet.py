@@ -80,15 +80,15 @@ class Bottleneck(nn.Module):
 
 @dataclass(frozen=True)
 class Trunk:
-    """What distinguishes one ResNet from another.
+    """The shape of a ResNet.
 
     Attributes:
         block: of all stages.
         depths: blocks of layer1..layer4.
         dims: channels of layer1..layer4 inside a block; it leaves `block.expansion` times as many.
-        strides: of layer1..layer4 before any is taken out.
-        stem_pool: max-pooling by 2 behind conv1, which halves too.
-        out_dim: channels of a 3x3 convolution behind the last stage; None: there is none.
+        strides: of layer1..layer4 before `stage_strides` lowers any.
+        stem_pool: max-pooling by 2 after conv1, which halves too.
+        out_dim: channels of a 3x3 convolution after the last stage; None: no such convolution.
     """
 
     block: type[BasicBlock] | type[Bottleneck]

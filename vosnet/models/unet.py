@@ -27,7 +27,7 @@ class UNet(nn.Module):
     Args:
         num_classes: output channels, objects + 1.
         decoder_dims: channels of the decoder at strides 16, 8, 4 and 2.
-        bn_momentum: of the running statistics; ours, for short trainings from nothing.
+        bn_momentum: of the running statistics; ours, for short training from scratch.
 
     Raises:
         UsageError: fewer than two classes or other than four widths (E175).
@@ -95,7 +95,7 @@ def build_unet(
     decoder_dims: Sequence[int] = DECODER_DIMS,
     bn_momentum: float = 0.1,
 ) -> UNet:
-    """A `UNet` with He initialization drawn from `seed`; the global random state is left alone."""
+    """A `UNet` with He initialization drawn from `seed`; the global random state is untouched."""
     with torch.random.fork_rng(devices=[]):  # constructors draw default weights that are replaced below
         unet = UNet(num_classes, decoder_dims, bn_momentum)
     he_initialize(unet, torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""The only door for pickled files: tensors and plain containers come through, code never does."""
+"""Loads pickled checkpoints: tensors and plain containers only, never code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vosnet.errors import InputError
 def load_pickled_tensors(path: Path) -> Any:
     """What a pickled torch file holds, on the CPU, without executing anything in it.
 
-    Besides tensors and plain containers only `argparse.Namespace` is let through: published checkpoints
-    carry their command line in one, and it is a bag of attributes.
+    Besides tensors and plain containers only `argparse.Namespace` is allowed: published checkpoints hold
+    their command line in one, and it has no behavior of its own.
 
     Raises:
         InputError: the file holds other objects (E272), or is no torch file or is cut short (E271).
@@ -33,7 +33,7 @@ def load_pickled_tensors(path: Path) -> Any:
             raise InputError("E272", message, hint) from error
         raise _unreadable(path, error) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _unreadable(path, error) from error  # what the reader trips over in damaged bytes
+        raise _unreadable(path, error) from error  # what damaged bytes raise
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

@@ -91,9 +91,9 @@ class RecipeError(UsageError):
 
 
 def suggest(unknown: str, allowed: Iterable[str]) -> str | None:
-    """The allowed key that `unknown` most likely stands for, or None.
+    """The allowed key that `unknown` most likely means, or None.
 
-    An alias wins over likeness of spelling: `learning_rate` means `lr`, which no spelling distance finds.
+    An alias takes precedence over similar spelling: no edit distance leads from `learning_rate` to `lr`.
     """
     allowed = list(allowed)
     folded = unknown.strip().lower().replace("-", "_").replace(" ", "_")

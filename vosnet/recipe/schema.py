@@ -21,7 +21,7 @@ from vosnet.transforms import ColorSpace
 
 
 def tuple_from_list(value: Any) -> Any:
-    """YAML has lists only; a list stands for a tuple where one is meant."""
+    """A YAML list as a tuple; YAML has no tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -68,7 +68,7 @@ class EncoderSection(Section):
     @model_validator(mode="after")
     def _has_the_test_layer(self) -> EncoderSection:
         if self.test_layer is not None and self.test_layer > self.layer:
-            raise ValueError(f"test_layer {self.test_layer} lies behind layer {self.layer}")
+            raise ValueError(f"test_layer {self.test_layer} lies after layer {self.layer}")
         return self
 
 

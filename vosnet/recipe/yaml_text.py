@@ -46,7 +46,7 @@ class RecipeText:
     content: str
 
     def line(self, path: KeyPath) -> int:
-        """The line of `path`, or of its nearest enclosing section that stands in the file."""
+        """The line of `path`, or of the nearest enclosing section in the file."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
@@ -96,7 +96,7 @@ def parse(text: str, name: str = "recipe") -> RecipeText:
 
 
 def scalar(text: str) -> Any:
-    """The value a plain (unquoted) YAML scalar stands for here: true/false, null, number, else text.
+    """The value of a plain (unquoted) YAML scalar: true/false, null, number, else text.
 
     Differs from YAML 1.1: `1e-4` is a number, and `yes`, `no`, `on`, `off` stay text, so that a boolean key
     refuses them instead of a text key silently receiving a boolean.

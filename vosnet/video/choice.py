@@ -58,7 +58,7 @@ class DecodingPlan:
     images: tuple[Path, ...] = ()
 
     def open(self, warn: Callable[[str], None]) -> Decoder:
-        """Open the chosen decoder in this process; `warn` is told what turns up while decoding."""
+        """Open the chosen decoder in this process; `warn` is called with problems met while decoding."""
         if self.options.decode_timeout_s is not None:
             return open_worker(self.path, self.options, warn)
         if self.index is None:

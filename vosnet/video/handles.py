@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import Protocol
 
-# An idle decord reader goes on decoding into memory until its file ends (measured: 104 -> 1525 MB in 4 s).
+# An idle decord reader goes on decoding into memory until its file ends.
 MAX_OPEN_DECORD = 2
 
 

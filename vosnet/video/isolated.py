@@ -19,7 +19,7 @@ from vosnet.errors import InputError, VosnetError
 from vosnet.video.info import Frame, VideoInfo
 
 WORKER_COMMAND = (sys.executable, "-m", "vosnet.video.worker")
-# Starting Python and importing the decoders takes longer than a frame (measured: under 1 s warm).
+# Starting Python and importing the decoders takes longer than a frame.
 _START_ALLOWANCE_S = 20.0
 
 
@@ -30,7 +30,7 @@ class WorkerDecoder:
         path: the clip.
         options: keyword arguments of the worker's `VideoReader`.
         timeout_s: longest wait for one frame.
-        warn: told what the worker's reader warns of.
+        warn: called with the warnings of the worker's reader.
 
     Raises:
         InputError: the clip is unreadable, or the worker crashed or was too slow.

@@ -29,7 +29,7 @@ class PyavDecoder:
         size: (H, W) of the upright frames; a frame stored in another size is rescaled to it.
         rotation: quarter turns counter-clockwise in degrees.
         threads: decoder threads, 0 for as many as FFmpeg likes.
-        warn: told once about frames of another size.
+        warn: called with a message about frames of another size.
     """
 
     name = "pyav"

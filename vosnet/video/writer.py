@@ -174,7 +174,7 @@ class VideoWriter:
             self._output.mux(packet)
 
     def _time(self, index: int) -> float:
-        """Source time of frame `index` in seconds, extrapolated by the rate behind the last one."""
+        """Source time of frame `index` in seconds, extrapolated by the frame rate after the last one."""
         if self._times is None:
             return index / self._fps
         if index < len(self._times):

@@ -69,7 +69,7 @@ def test_the_checkpoint_says_which_layer_to_read_at_test_time(tmp_path: Path) ->
     assert loaded.meta.layer == "layer2"
     assert loaded.encoder.feature_dim == 128
     assert load_model(tmp_path / "run", layer="layer3").encoder.feature_dim == 256
-    with pytest.raises(UsageError, match="test_layer layer4 lies behind layer layer3"):
+    with pytest.raises(UsageError, match="test_layer layer4 lies after layer layer3"):
         toy_recipe("encoder={layer: layer3, test_layer: layer4}")
 
 
