@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from pydantic import ValidationError
 
 from vosnet.errors import UsageError
+from vosnet.objectives import DenseCorrespondence
 from vosnet.recipe import (
     RecipeError,
     load_recipe,
@@ -135,6 +137,42 @@ def test_f02_wrong_values_are_refused_by_name(old: str, new: str, expected: str)
     found = problems(BASE.replace(old, new))
     assert any(expected in message for message in found), found
     assert all(message.startswith("my.yaml:") for message in found)
+
+
+@pytest.mark.parametrize(
+    ("section", "bad", "shown"),
+    [
+        (
+            "objective:\n  name: unified\n  clustering:\n    short_side: 64\n    num_clusters: 1\n",
+            "num_clusters",
+            "objective.clustering.num_clusters: must be 2 to",
+        ),
+        (
+            "objective:\n  name: plus_segmentation\n  base:\n    name: cycle_walk\n    edge_dropout: 3\n",
+            "edge_dropout",
+            "objective.base.edge_dropout: must be",
+        ),
+        (
+            "data:\n  sources: [{layout: generated, count: 1}]\n  crop_size: 64\n  short_side: [32, 40]\n",
+            "short_side:",
+            "data.short_side: must be a half-open range from crop_size (64) up, got (32, 40)",
+        ),
+    ],
+)
+def test_f02_a_value_out_of_range_is_reported_at_its_own_line(section: str, bad: str, shown: str) -> None:
+    name = section.partition(":")[0]
+    lines = BASE.splitlines(keepends=True)
+    first = lines.index(f"{name}:\n")
+    last = next(i for i in range(first + 1, len(lines)) if not lines[i].startswith(" "))
+    text = "".join([*lines[:first], section, *lines[last:]])
+    line = next(i for i, content in enumerate(text.splitlines(), 1) if bad in content and i > first)
+    found = problems(text)
+    assert any(p.startswith(f"my.yaml:{line}: ") and shown in p for p in found), found
+
+
+def test_reading_a_recipe_builds_no_objective() -> None:
+    with mock.patch.object(DenseCorrespondence, "__init__", side_effect=AssertionError("built")):
+        assert parse_recipe(BASE).recipe.objective["name"] == "dense_correspondence"
 
 
 def test_f02_a_missing_section_is_named() -> None:

@@ -175,3 +175,25 @@ def test_a_bottleneck_network_is_recognized_by_its_tensors(tmp_path: Path) -> No
     loaded = load_model(tmp_path / "a.pth")
     assert (loaded.encoder.arch, loaded.encoder.layer) == ("resnet50", "layer2")
     assert "(resnet50, layer2)" in loaded.source
+
+
+def test_the_mask_networks_come_from_the_read_that_brought_the_encoder(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    segmenter = MaskSegmenter(width=4, mask_dim=4, hidden_dim=4)
+    save_encoder(path, build_encoder(layer="layer2"), {}, segmenter=segmenter)
+    loaded = load_model(path)
+    path.unlink()
+    assert loaded.segmenter().settings == segmenter.settings
+
+
+def test_loading_leaves_the_global_random_state_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    segmenter = MaskSegmenter(width=4, mask_dim=4, hidden_dim=4)
+    save_encoder(path, build_encoder(layer="layer2"), {}, segmenter=segmenter)
+    before = torch.random.get_rng_state()
+    loaded = load_model(path)
+    networks = [loaded.encoder, loaded.segmenter(), load_model("random", layer="layer2").encoder]
+    assert torch.equal(before, torch.random.get_rng_state())
+    for network in networks:
+        assert all(p.device.type == "cpu" and p.requires_grad for p in network.parameters())
+        assert {t.dtype for t in network.state_dict().values()} == {torch.float32, torch.int64}
