@@ -1,4 +1,11 @@
-"""From features to read-outs: normalization, temperature, chunks, and the kernel calls of one frame."""
+"""From features to readouts: normalization, temperature, chunks, and the kernel calls.
+
+Functions of one frame, without gradient: `query` are its features, [C, h, w]; `memory` those of its context,
+[T, C, h, w]; `value` is what is copied, [T, M, h, w] with any M; they return the readout, [M, h, w].
+
+Functions of batches, differentiable in all three (`dense_readout`, `*_attention`): the same with a leading B;
+they return [B, M, h, w] float32. `temperature` divides the dot products, before the softmax.
+"""
 
 from __future__ import annotations
 
@@ -83,16 +90,12 @@ def nearest_readout(
     """Softmax over the k most similar memory cells of each query cell, applied to their values.
 
     Args:
-        query: normalized features of one frame, [C, h, w].
-        memory: normalized features of its context, [T, C, h, w].
-        value: what is copied, [T, M, h, w]; any number of channels.
+        query, memory: normalized features.
+        value: what is copied.
         k: neighbors per query cell, over all frames together.
         temperature: divides the cosines before the softmax over those k.
         neighborhood: which cells are candidates.
         chunks: chunk sizes.
-
-    Returns:
-        Readout, [M, h, w].
     """
     call = functools.partial(
         knn_propagate,
@@ -119,18 +122,12 @@ def window_readout(
     """Softmax over every cell of each query cell's windows, applied to their values.
 
     Args:
-        query: features of one frame, [C, h, w].
-        memory: features of its context, [T, C, h, w].
-        value: what is copied, [T, M, h, w]; any number of channels.
-        temperature: divides the dot products.
+        query, memory, value, temperature: see above.
         radius: half-side of the windows, cells.
         dilations: one per frame of memory; where it is more than 1, a window that much wider is searched
             first and says where the window lies. See `widened_readout`.
         outside: what becomes of cells beyond the frame; see `widened_readout`.
         chunks: chunk sizes.
-
-    Returns:
-        Readout, [M, h, w].
     """
     call = functools.partial(
         widened_readout, radius=radius, dilations=dilations, temperature=temperature, outside=outside
@@ -141,37 +138,16 @@ def window_readout(
 def window_attention(
     query: Tensor, memory: Tensor, value: Tensor, *, radius: int, temperature: float, outside: str
 ) -> Tensor:
-    """`window_readout` of batches, with a gradient and without wider windows.
-
-    Args:
-        query: features of one frame per sample, [B, C, h, w].
-        memory: features of its context, [B, T, C, h, w].
-        value: what is copied, [B, T, M, h, w].
-        radius: half-side of the windows, cells.
-        temperature: divides the dot products.
-        outside: what becomes of cells beyond the frame; see `windowed_readout`.
-
-    Returns:
-        Readout, [B, M, h, w] float32, differentiable in all three.
-    """
+    """`window_readout` of batches, without wider windows."""
     return windowed_readout(query, memory, value, radius=radius, temperature=temperature, outside=outside)
 
 
 def dense_readout(query: Tensor, memory: Tensor, value: Tensor, *, temperature: float) -> Tensor:
-    """Softmax over every cell of every memory frame, applied to their values; differentiable in all three.
+    """Softmax over every cell of every memory frame, applied to their values.
 
     The [T * h * w, h * w] weights are never held: `scaled_dot_product_attention` works through them in
     blocks, forward and backward. Its blocked CPU implementation wants values as wide as features, or it
     falls back to one that holds them; so the narrower ones are padded with zeros, which changes no result.
-
-    Args:
-        query: features of one frame per sample, [B, C, h, w].
-        memory: features of its context, [B, T, C, h, w].
-        value: what is copied, [B, T, M, h, w].
-        temperature: divides the dot products.
-
-    Returns:
-        Readout, [B, M, h, w] float32. The weights of a query cell sum to 1 over the memory cells.
     """
     M, h = value.shape[2:4]
     width = -(-max(query.shape[1], M) // 8) * 8
@@ -188,14 +164,8 @@ def nearest_attention(query: Tensor, memory: Tensor, value: Tensor, *, k: int, t
     time, and only their k best are kept for the backward pass.
 
     Args:
-        query: features of one frame per sample, [B, C, h, w].
-        memory: features of its context, [B, T, C, h, w].
-        value: what is copied, [B, T, M, h, w].
+        query, memory, value, temperature: see above. The choice of neighbors is not differentiable.
         k: neighbors per query cell, over all frames together; all of them where there are fewer.
-        temperature: divides the dot products before the softmax over those k.
-
-    Returns:
-        Readout, [B, M, h, w] float32, differentiable in all three; the choice of neighbors is not.
     """
     B, h = len(value), value.shape[3]
     with torch.autocast(query.device.type, enabled=False):
@@ -219,7 +189,7 @@ def _in_chunks(
     chunks: Chunks | None,
     most: int,
 ) -> Tensor:
-    """The read-out of one frame by a kernel that takes batches, some value channels at a time, [M, h, w]."""
+    """The readout of one frame by a kernel that takes batches, some value channels at a time."""
     chunks = chunks or Chunks()
     size = most if chunks.channels == MAX_CHANNELS else chunks.channels
     with chunks.limit():

@@ -227,7 +227,7 @@ class ColorReconstruction(Objective):
         """Huber loss at full size.
 
         Args:
-            prediction: [B, M, h, w], upsampled bilinearly (pixel centres, align_corners=False).
+            prediction: [B, M, h, w], upsampled bilinearly (pixel centers, align_corners=False).
             target: [B, M, H, W].
         """
         large = F.interpolate(prediction, target.shape[-2:], mode="bilinear", align_corners=False)

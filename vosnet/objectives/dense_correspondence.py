@@ -156,9 +156,8 @@ class DenseCorrespondence(Objective):
 
         Args:
             main: main view, [B, T, h * w, C].
-            targets: from `make_targets` on this rank.
-            anchors: anchors of all ranks in rank order, [ranks * B * N, C].
-            cross_view: regularizing side of the pairs of all ranks, [ranks * B * M, C].
+            targets: of this rank.
+            anchors, cross_view: those of all ranks in rank order, [ranks * B * N, C], [ranks * B * M, C].
             rank: this process.
         """
         B, T, P, C = main.shape

@@ -32,14 +32,11 @@ def cut_map(
     """The labels under the middles of the cells of one square crop of a frame.
 
     Args:
-        maps: of the video.
-        t: frame.
+        maps: of the video; beyond the last cell, the last one's label.
+        t: which frame.
         box: top, left and side of the square in pixels of the frame as it was read.
         size: height and width of that frame.
         grid: h and w, the cells of the crop.
-
-    Returns:
-        [h, w] uint8, nearest; beyond the last cell, the last one's.
     """
     top, left, side = box
     rows = (top + (np.arange(grid[0]) + 0.5) * side / grid[0]) / size[0]

@@ -17,10 +17,8 @@ def choose_objects(
     """Which clusters become objects: a random few of those that the reference frames show.
 
     Args:
-        labels: of the reference frames, [B, R, h, w]; negative where unknown.
+        labels: of the reference frames, below `num_clusters`, [B, R, h, w]; negative where unknown.
         draws: the sample's own random numbers, [B, D].
-        num_clusters: labels lie below it.
-        num_objects: slots.
 
     Returns:
         Clusters, [B, O] int64, and whether the slot holds one, [B, O] bool.
@@ -36,8 +34,7 @@ def object_target(labels: Tensor, chosen: Tensor, valid: Tensor) -> Tensor:
 
     Args:
         labels: clusters of the query, [B, h, w].
-        chosen: cluster of each slot, [B, O].
-        valid: [B, O].
+        chosen, valid: see `choose_objects`.
     """
     is_object = (labels[:, None] == chosen[:, :, None, None]) & valid[:, :, None, None]
     slot = torch.arange(1, chosen.shape[1] + 1, device=labels.device)[:, None, None]
@@ -49,7 +46,7 @@ def cross_entropy(log_probs: Tensor, target: Tensor) -> Tensor:
 
     Args:
         log_probs: [B, K, h', w'].
-        target: [B, h, w], copied to the grid of `log_probs` by nearest cell centres.
+        target: [B, h, w], copied to the grid of `log_probs` by nearest cell centers.
     """
     target = _resized_target(target, log_probs)
     known = target >= 0
