@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lower layers know nothing of higher ones. Rooms of one layer may use each other, with the exceptions below,
 # and never in a circle.
 LAYERS = {
-    **dict.fromkeys(["errors", "files", "progress", "runtime", "__init__"], 0),
+    **dict.fromkeys(["errors", "files", "options", "progress", "runtime", "__init__"], 0),
     **dict.fromkeys(["masks", "metrics", "transforms", "video"], 1),
     **dict.fromkeys(["synthetic", "datasets", "models"], 2),
     **dict.fromkeys(["adaptation", "matching", "memory"], 3),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import importlib
 import os
@@ -15,13 +14,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from vosnet.errors import OutOfMemoryError, UsageError, VosnetError
+from vosnet.errors import OutOfMemoryError, VosnetError
 from vosnet.files import storage_error
-
-if TYPE_CHECKING:
-    from vosnet.export.folder import Existing
+from vosnet.options import parse_assignments
 
 COMMANDS = {
     "propagate": "carry first-frame masks through a video",
@@ -63,61 +60,28 @@ def make_parser(name: str, description: str, examples: Sequence[str]) -> argpars
     return parser
 
 
-def add_assignments(group: argparse._ArgumentGroup, option: str, text: str) -> None:
-    """An option that takes KEY=VALUE several times, and may itself be repeated."""
-    group.add_argument(option, nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=text)
+def add_method_options(method: argparse._ArgumentGroup, output: argparse._ArgumentGroup) -> None:
+    """The options behind `adaptation` and `existing` of `MethodOptions`."""
+    method.add_argument("--adapt", action="store_true", help="a U-Net trained on them makes the final masks")
+    argument: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
+    method.add_argument("--adapt-set", help="override a setting of --adapt", **argument)
+    output.add_argument("--overwrite", action="store_true", help="replace an earlier result in --out")
+    output.add_argument("--resume", action="store_true", help="continue an interrupted result in --out")
 
 
-def add_protocol(group: argparse._ArgumentGroup) -> None:
-    """How masks travel: --preset, --set and --device."""
-    group.add_argument(
-        "--preset",
-        help="inference protocol (default: the one its recipe gave the checkpoint, else dul; shipped: dul)",
-    )
-    add_assignments(group, "--set", "override a protocol switch")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default auto)")
+def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`adaptation` and `existing` of `MethodOptions`."""
+    existing = "overwrite" if arguments.overwrite else "resume" if arguments.resume else "refuse"
+    if not arguments.adapt:
+        return {"existing": existing}
+    from vosnet.adaptation.settings import make_settings
 
-
-def fields_of(kind: type, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that a dataclass has fields for, by name."""
-    names = {entry.name for entry in dataclasses.fields(kind)}
-    return {name: value for name, value in vars(arguments).items() if name in names}
-
-
-def existing_results(options: argparse.Namespace, code: str) -> Existing:
-    """What --resume and --overwrite say.
-
-    Raises:
-        UsageError: both are given (`code`).
-    """
-    if options.resume and options.overwrite:
-        raise UsageError(code, "--resume and --overwrite exclude each other")
-    return "overwrite" if options.overwrite else "resume" if options.resume else "refuse"
+    return {"existing": existing, "adaptation": make_settings(**parse_assignments(arguments.adapt_set))}
 
 
 def printer(*, to_stderr: bool) -> Callable[[str], None]:
     """Prints a line at once: to stderr where stdout is for JSON."""
     return functools.partial(print, file=sys.stderr if to_stderr else sys.stdout, flush=True)
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`["k=5", "layer=layer3"]` as `{"k": 5, "layer": "layer3"}`; values are read as YAML.
-
-    Raises:
-        UsageError: an assignment without `=`, or a value that is no YAML.
-    """
-    import yaml
-
-    values = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            equals = ""
-        if not equals:
-            raise UsageError("E136", f"--set takes KEY=VALUE, got {assignment!r}")
-    return values
 
 
 def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:

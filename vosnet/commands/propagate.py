@@ -6,20 +6,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from vosnet.commands.cli import (
-    add_assignments,
-    add_protocol,
-    existing_results,
-    fields_of,
-    make_parser,
-    parse_assignments,
-    printer,
-)
+from vosnet.commands.cli import add_method_options, make_parser, method_options, printer
 from vosnet.errors import InputError, PartialFailureError, UsageError
 from vosnet.export.options import ExportOptions, PropagateOptions
 from vosnet.files import write_json
+from vosnet.options import add_options, given_options
 
 _EXAMPLES = [
     "--video clip.mp4 --mask first.png",
@@ -58,32 +50,29 @@ def _clips(arguments: argparse.Namespace) -> list[PropagateOptions]:
     """One for --video, one per file of --videos."""
     if bool(arguments.video) == bool(arguments.videos):
         raise UsageError("E132", "name either --video with --mask, or --videos with --masks")
+    if arguments.resume and arguments.overwrite:
+        raise UsageError("E133", "--resume and --overwrite exclude each other")
     if arguments.adapt_set and not arguments.adapt:
         raise UsageError("E138", "--adapt-set goes with --adapt only")
-    same: dict[str, Any] = {
-        "existing": existing_results(arguments, "E133"),
-        "export": ExportOptions(**fields_of(ExportOptions, arguments)),
-        "switches": parse_assignments(arguments.set),
+    same = {
+        **given_options(PropagateOptions, arguments),
+        **method_options(arguments),
+        "export": ExportOptions(**given_options(ExportOptions, arguments)),
     }
-    if arguments.adapt:
-        from vosnet.adaptation.settings import make_settings
-
-        same["adaptation"] = make_settings(**parse_assignments(arguments.adapt_set))
-    same = {**fields_of(PropagateOptions, arguments), **same}
     if arguments.video:
         if not arguments.mask:
             raise UsageError("E132", "--video needs --mask FIRST.png")
         out = arguments.out or Path(f"result_{arguments.video.stem}")
-        return [PropagateOptions(**{**same, "masks": _parse_masks(arguments.mask), "out": out})]
+        return [PropagateOptions(**same, video=arguments.video, masks=_parse_masks(arguments.mask), out=out)]
     if not arguments.masks or arguments.mask:
         raise UsageError("E132", "--videos needs --masks FOLDER (and no --mask)")
     from vosnet.video import list_videos
 
     clips = []
     for video in list_videos(arguments.videos):
-        masks = {None: arguments.masks / f"{video.stem}.png"}
+        masks: dict[int | None, Path] = {None: arguments.masks / f"{video.stem}.png"}
         out = (arguments.out or Path("results")) / video.stem
-        clips.append(PropagateOptions(**{**same, "video": video, "masks": masks, "out": out}))
+        clips.append(PropagateOptions(**same, video=video, masks=masks, out=out))
     if not clips:
         raise InputError("E210", f"no videos in {arguments.videos}")
     return clips
@@ -105,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "propagate", "Carry object masks from annotated frames through a whole video.", _EXAMPLES
     )
-    source = parser.add_argument_group("input")
+    groups = {name: parser.add_argument_group(name) for name in ("input", "method", "output")}
+    source, output = groups["input"], groups["output"]
     source.add_argument("--video", type=Path, help="video file, folder of frames, or one picture")
     source.add_argument(
         "--mask",
@@ -115,47 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--videos", type=Path, help="folder of videos, instead of --video")
     source.add_argument("--masks", type=Path, help="folder with a mask <video stem>.png for each of --videos")
-    source.add_argument("--start", type=int, default=0, help="first frame to process (default 0)")
-    source.add_argument("--end", type=int, help="end, exclusive (default: the end of the clip)")
-    source.add_argument("--stride", type=int, default=1, help="process every STRIDE-th frame (default 1)")
-    source.add_argument("--direction", choices=["auto", "forward", "backward", "both"], default="auto")
-    source.add_argument("--resize-mask", choices=["never", "nearest"], default="never")
-    source.add_argument("--mask-from-jpeg", action="store_true", help="accept masks saved as JPEG")
-    source.add_argument("--on-bad-frame", choices=["hold", "stop"], default="hold", help="default hold")
-    source.add_argument(
-        "--decode-timeout",
-        dest="decode_timeout_s",
-        type=float,
-        metavar="S",
-        help="give up on a frame after S seconds",
-    )
-    method = parser.add_argument_group("method")
-    method.add_argument(
-        "--checkpoint", help="run folder or weights file, or 'random' (default: shipped weights)"
-    )
-    add_protocol(method)
-    method.add_argument(
-        "--allow-degrade", action="store_true", help="when memory is short, keep fewer frames"
-    )
-    method.add_argument(
-        "--adapt", action="store_true", help="train a U-Net on the propagated masks; its masks are final"
-    )
-    add_assignments(method, "--adapt-set", "override a setting of --adapt")
-    output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="result folder (default: result_<video stem>)")
-    output.add_argument("--overwrite", action="store_true", help="replace an earlier result there")
-    output.add_argument("--resume", action="store_true", help="continue an interrupted result there")
-    output.add_argument("--save-every", type=int, default=50, help="frames between saved states (default 50)")
-    output.add_argument(
-        "--format",
-        dest="formats",
-        nargs="+",
-        default=["palette"],
-        choices=["palette", "binary", "coco-video"],
-    )
-    output.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no overlay video")
-    output.add_argument("--colors", choices=["davis", "okabe-ito"], default="davis")
-    output.add_argument("--opacity", type=float, default=0.5, help="of the overlay, 0 to 1 (default 0.5)")
-    output.add_argument("--progress", choices=["auto", "bar", "lines", "json", "quiet"], default="auto")
+    add_method_options(groups["method"], output)
+    add_options(PropagateOptions, groups)
+    add_options(ExportOptions, groups)
     output.add_argument("--json", action="store_true", help="one JSON object on stdout, messages on stderr")
     return parser

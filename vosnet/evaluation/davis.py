@@ -1,49 +1,54 @@
-"""DAVIS-2016 and DAVIS-2017 on disk: splits, frames, annotations."""
+"""DAVIS-2016 and DAVIS-2017: splits, frames and annotations on disk, scored as davis2017-evaluation does."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from vosnet.errors import InputError, UsageError
-from vosnet.files import expand, inside, natural_key
+from vosnet.evaluation.benchmark import AnnotatedVideo, Benchmark, list_images, stems_of
+from vosnet.evaluation.results import Truth
+from vosnet.files import expand, inside
+from vosnet.masks import read_mask
+from vosnet.masks.labels import Mask
+from vosnet.metrics.summary import VOID
 from vosnet.video.listing import is_image
 
 _RESOLUTIONS = ("480p", "Full-Resolution", "")
 
 
-@dataclass(frozen=True)
-class Sequence:
-    """One annotated video of a data set.
-
-    Attributes:
-        name: folder name.
-        frames: every frame in natural order.
-        annotations: annotated frames in natural order; stems as in `frames`, but they may be fewer.
-    """
-
-    name: str
-    frames: tuple[Path, ...]
-    annotations: tuple[Path, ...]
-
-
-class DavisRoot:
+class DavisBenchmark(Benchmark):
     """A folder with `JPEGImages/480p/<seq>/*.jpg`, `Annotations/480p/<seq>/*.png`, `ImageSets/**/NAME.txt`.
 
     Args:
         root: the data set's folder. `Full-Resolution` instead of `480p`, or neither, is found too.
+        split: a file, or NAME for `ImageSets/**/NAME.txt` ("2016/val" where "val" alone is found twice). A
+            line is a sequence, or a pair "/JPEGImages/480p/SEQ/00000.jpg /Annotations/..." as DAVIS-2016 has
+            them; empty lines, repeats, and what follows a # are skipped.
         annotations: folders searched for a sequence's annotation, the first that has it wins; by default
             `Annotations` below `root`. Relative ones are looked for below `root` first.
+        names: these sequences instead of the split's.
 
     Raises:
-        InputError: `root`, its frames, or an annotation folder are missing.
+        UsageError: no such split, or several of that name (E141).
+        InputError: `root`, its frames, or an annotation folder are missing (E230); the split is not text,
+            names no sequence (E231), or an unsafe name (E205).
     """
 
+    prefix = ""
+
     def __init__(
-        self, root: str | os.PathLike[str], annotations: Many[str | os.PathLike[str]] | None = None
+        self,
+        root: str | os.PathLike[str],
+        split: str | os.PathLike[str],
+        annotations: Sequence[str | os.PathLike[str]] = (),
+        *,
+        names: Sequence[str] = (),
     ) -> None:
         self.root = expand(root)
         if not (self.root / "JPEGImages").is_dir():
@@ -53,20 +58,31 @@ class DavisRoot:
                 "Expected there: JPEGImages/480p/SEQUENCE/00000.jpg and Annotations/480p/SEQUENCE/00000.png.",
             )
         self._annotations = [self._annotation_folder(folder) for folder in annotations or ["Annotations"]]
+        self.names = list(names) or self._split_names(os.fspath(split))
+        self.split = Path(split).stem
+        self.sequence = cache(self._sequence)
 
-    def split(self, name_or_file: str | os.PathLike[str]) -> list[str]:
-        """Sequence names of a split, in the order of its file and without repeats.
+    def given(self, name: str) -> dict[str, Mask]:
+        first = self.annotations(name)[0]
+        mask = read_mask(first).ids
+        return {first.stem: np.where(mask == VOID, np.uint8(0), mask)}
 
-        Args:
-            name_or_file: a file, or NAME for `ImageSets/**/NAME.txt` ("2016/val" where "val" alone is found
-                twice). A line is a sequence, or a pair "/JPEGImages/480p/SEQ/00000.jpg /Annotations/..." as
-                DAVIS-2016 has them; empty lines and those from # on are skipped.
+    def asked(self, name: str) -> tuple[str, ...]:
+        return stems_of(self.frames(name))
 
-        Raises:
-            UsageError: no such split, or several of that name.
-            InputError: the file is not text, names no sequence, or an unsafe name.
-        """
-        path = self._split_file(os.fspath(name_or_file))
+    def truth(self, name: str) -> Truth:
+        paths, frames = self.annotations(name), self.frames(name)
+        if len(paths) < 3:
+            raise InputError(
+                "E234",
+                f"sequence {name}: {len(paths)} of {len(frames)} frames are annotated; "
+                "the first and the last do not count",
+                "For a test set build a zip with --submission.",
+            )
+        return Truth(name, stems_of(paths), paths, frozenset(stems_of(frames)))
+
+    def _split_names(self, split: str) -> list[str]:
+        path = self._split_file(split)
         try:
             lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except UnicodeDecodeError as error:
@@ -78,20 +94,15 @@ class DavisRoot:
             inside(self.root, name)
         return names
 
-    def sequence(self, name: str) -> Sequence:
-        """Frames and annotations of one sequence.
-
-        Raises:
-            InputError: unsafe name, no such sequence, no frame, or an annotation without its frame.
-        """
-        frames = _images(self._find([self.root / "JPEGImages"], name, "frames"))
-        annotations = _images(self._find(self._annotations, name, "annotations"))
-        stems = {path.stem for path in frames}
+    def _sequence(self, name: str) -> AnnotatedVideo:
+        frames = list_images(self._find([self.root / "JPEGImages"], name, "frames"))
+        annotations = list_images(self._find(self._annotations, name, "annotations"))
+        stems = stems_of(frames)
         orphans = [path.name for path in annotations if path.stem not in stems]
         if not frames or not annotations or orphans:
             what = f"annotations without a frame: {', '.join(orphans[:5])}" if orphans else "no image"
             raise InputError("E232", f"sequence {name} in {self.root} is incomplete: {what}")
-        return Sequence(name, frames, annotations)
+        return AnnotatedVideo(name, frames, annotations)
 
     def _annotation_folder(self, folder: str | os.PathLike[str]) -> Path:
         given = expand(folder)
@@ -116,7 +127,7 @@ class DavisRoot:
             f"Known there: {', '.join(known) or 'none'}.",
         )
 
-    def _find(self, bases: Many[Path], name: str, what: str) -> Path:
+    def _find(self, bases: Sequence[Path], name: str, what: str) -> Path:
         folders = [base / resolution for base in bases for resolution in _RESOLUTIONS]
         for folder in folders:
             if (found := inside(folder, name)).is_dir():
@@ -130,7 +141,3 @@ class DavisRoot:
 def _sequence_name(line: str) -> str:
     first = Path(line.split(maxsplit=1)[0])
     return first.parent.name if is_image(first) else line.rstrip("/")
-
-
-def _images(folder: Path) -> tuple[Path, ...]:
-    return tuple(sorted(filter(is_image, folder.iterdir()), key=lambda path: natural_key(path.name)))

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from vosnet.errors import PartialFailureError
 from vosnet.evaluation.adapted import BenchmarkAdapter
-from vosnet.evaluation.benchmark import Benchmark, open_benchmark
+from vosnet.evaluation.benchmark import Benchmark
 from vosnet.evaluation.compare import Comparison, compare_scores, comparison_text
 from vosnet.evaluation.evaluator import (
     complete_results,
+    open_benchmark,
     score_results,
     summarize_benchmark,
     write_sequence,

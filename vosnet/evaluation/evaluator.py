@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from vosnet.errors import InputError, VosnetError
 from vosnet.evaluation.benchmark import Benchmark
+from vosnet.evaluation.davis import DavisBenchmark
 from vosnet.evaluation.results import SequenceResult, Truth, score_folder, score_masks
 from vosnet.evaluation.spread import default_workers, map_processes
 from vosnet.evaluation.tables import Evaluation, collect
+from vosnet.evaluation.youtube_vos import YouTubeVosBenchmark
 from vosnet.export.folder import ResultFolder
 from vosnet.files import inside
 from vosnet.masks import write_mask
@@ -19,6 +23,22 @@ from vosnet.masks.labels import Mask
 from vosnet.progress import Progress, ProgressMode
 from vosnet.propagation import Propagator
 from vosnet.video import VideoReader, open_video
+
+DatasetName = Literal["davis", "ytvos"]
+
+
+def open_benchmark(
+    dataset: DatasetName,
+    root: str | os.PathLike[str],
+    split: str,
+    *,
+    annotations: Sequence[str] = (),
+    train_meta: str | os.PathLike[str] | None = None,
+) -> Benchmark:
+    """The split of a data set; see `DavisBenchmark` and `YouTubeVosBenchmark` for the arguments."""
+    if dataset == "ytvos":
+        return YouTubeVosBenchmark(root, split, train_meta)
+    return DavisBenchmark(root, split, annotations)
 
 
 def evaluate_in_memory(propagator: Propagator, benchmark: Benchmark) -> Evaluation:
@@ -81,7 +101,7 @@ def propagated_masks(propagator: Propagator, benchmark: Benchmark, name: str) ->
         VosnetError: what propagation raises.
     """
     with open_frames(benchmark, name) as reader:
-        stems = reader.names
+        stems = list(reader.names)
         given = {stems.index(stem): mask for stem, mask in benchmark.given(name).items()}
         for result in propagator.propagate(reader, given):
             yield stems[result.index], result.mask

@@ -3,74 +3,83 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
 
 from vosnet.errors import UsageError
+from vosnet.export.options import MethodOptions
+from vosnet.files import expand
+from vosnet.options import option
+from vosnet.progress import ProgressMode
 
 if TYPE_CHECKING:
-    from vosnet.adaptation.settings import AdaptationSettings
-    from vosnet.evaluation.benchmark import DatasetName
-    from vosnet.export.folder import Existing
-    from vosnet.progress import ProgressMode
+    from vosnet.evaluation.evaluator import DatasetName
+
+DATA, JUDGED, ADAPTATION = "data set", "what is evaluated (one of these)", "online adaptation"
 
 
-@dataclass(frozen=True)
-class EvaluateOptions:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(MethodOptions):
     """A benchmark, the masks to judge (one of `results`, `checkpoint` and `compare`), and what is written.
-
-    Attributes:
-        root: the data set's folder.
-        split: a name or a file, see `open_benchmark`.
-        dataset: layout of the data set.
-        annotations: for DAVIS, folders of annotations; the first that has a sequence wins.
-        train_meta: for YouTube-VOS, meta.json of the training set.
-        results: folder with `<sequence>/<frame>.png`.
-        checkpoint: run folder, weights file, "random" or "shipped", to make the masks with.
-        compare: two result folders, or JSON files that an evaluation wrote.
-        preset: inference protocol; None is the checkpoint's.
-        switches: of the protocol.
-        device: "auto", "cpu", "cuda" or "cuda:1".
-        out: folder that keeps masks and report.
-        existing: what to do with an earlier result in `out`.
-        adaptation: train a U-Net per sequence on the masks of `checkpoint` or `results`; its masks are final.
-        curve_every: iterations of adaptation between two measurements of J and F; 0 for none.
-        json: file for all numbers.
-        csv: folder for the two files of the official tool.
-        picture: file for the worst frames.
-        submission: a zip to build instead of scoring.
-        allow_missing: missing frames count as 0.
-        workers: scoring processes; None is one per core, at most 8.
-        progress: how progress is shown.
 
     Raises:
         UsageError: options that do not go together (E140).
     """
 
-    root: Path | None = None
-    split: str | None = None
-    dataset: DatasetName = "davis"
-    annotations: Sequence[str] = ()
-    train_meta: Path | None = None
-    results: Path | None = None
-    checkpoint: str | None = None
-    compare: Sequence[Path] | None = None
-    preset: str | None = None
-    switches: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "auto"
-    out: Path | None = None
-    existing: Existing = "refuse"
-    adaptation: AdaptationSettings | None = None
-    curve_every: int = 0
-    json: Path | None = None
-    csv: Path | None = None
-    picture: Path | None = None
-    submission: Path | None = None
-    allow_missing: bool = False
-    workers: int | None = None
-    progress: ProgressMode = "auto"
+    dataset: DatasetName = option("layout", "davis", group=DATA, choices=["davis", "ytvos"])
+    root: Path | None = option("the data set's folder", group=DATA, type=expand)
+    split: str | None = option(
+        "NAME of ImageSets/**/NAME.txt (davis) or of a folder (ytvos), or a file", group=DATA
+    )
+    annotations: Sequence[str] = option(
+        "davis: where annotations lie (default Annotations); repeat it, the first with a sequence wins",
+        (),
+        group=DATA,
+        action="append",
+        metavar="FOLDER",
+    )
+    train_meta: Path | None = option(
+        "ytvos: meta.json of the training set", group=DATA, type=expand, metavar="FILE"
+    )
+    results: Path | None = option("folder with SEQUENCE/FRAME.png", group=JUDGED, type=expand, metavar="DIR")
+    checkpoint: str | None = option(
+        "run folder, weights file, 'random' or 'shipped', to make the masks with",
+        group=JUDGED,
+        metavar="RUN_OR_FILE",
+    )
+    compare: Sequence[Path] | None = option(
+        "two result folders, or two JSON files", group=JUDGED, nargs=2, type=expand, metavar=("A", "B")
+    )
+    out: Path | None = option("keep masks and report there", group="method", type=expand, metavar="DIR")
+    curve_every: int = option(
+        "J and F every N iterations, for studies",
+        0,
+        group=ADAPTATION,
+        flag="--adapt-curve",
+        type=int,
+        metavar="N",
+    )
+    json: Path | None = option(
+        "write all numbers there; - is stdout", group="output", type=expand, metavar="FILE"
+    )
+    csv: Path | None = option(
+        "write the official tool's two CSV files there", group="output", type=expand, metavar="DIR"
+    )
+    picture: Path | None = option(
+        "worst frames with both outlines", group="output", type=expand, metavar="FILE"
+    )
+    allow_missing: bool = option("count missing frames as 0, and say so", False, group="output")
+    submission: Path | None = option(
+        "build and check a zip instead of scoring", group="output", type=expand, metavar="ZIP"
+    )
+    workers: int | None = option(
+        "scoring processes (default: cores, at most 8)", group="output", type=int, metavar="N"
+    )
+    progress: ProgressMode = option(
+        "how progress is shown", "auto", group="output", choices=get_args(ProgressMode)
+    )
 
     @property
     def makes_masks(self) -> bool:
@@ -85,37 +94,24 @@ class EvaluateOptions:
         needless = [name for name, given in alone.items() if given and self.checkpoint is None]
         adapts, curve = self.adaptation is not None, self.curve_every
         same = self.results and self.out and self.results.resolve() == self.out.resolve()
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        rules = (
-            (
-                not files and not (self.root and self.split),
-                "--root and --split are needed to read a data set",
-            ),
-            (
-                [self.results, self.checkpoint, self.compare].count(None) != 2,
-                "give one of --results, --checkpoint and --compare",
-            ),
-            (
-                self.workers is not None and self.workers < 1,
-                f"--workers must be at least 1, got {self.workers}",
-            ),
-            (
-                adapts and (self.compare or (self.results and not self.out)),
-                "--adapt goes with --checkpoint, or with --results and --out",
-            ),
-            (curve and not adapts, "--adapt-set and --adapt-curve go with --adapt only"),
-            (
-                curve and (curve < 0 or not self.out),
-                "--adapt-curve needs a positive number of iterations, and --out",
-            ),
-            (adapts and same, "--adapt reads --results and writes --out: they must differ"),
-            (needless, f"--{next(iter(needless), '')} goes with --checkpoint only"),
-            (self.submission and self.compare, "--submission and --compare exclude each other"),
-            (
-                self.makes_masks and not self.out and ranks > 1,
-                "under torchrun masks need --out, a folder that every process sees",
-            ),
-        )
-        for broken, message in rules:
+        judged = [given for given in (self.results, self.checkpoint, self.compare) if given is not None]
+        rules = {
+            "--root and --split are needed to read a data set": not files and not (self.root and self.split),
+            "give one of --results, --checkpoint and --compare": len(judged) != 1,
+            f"--workers must be at least 1, got {self.workers}": self.workers is not None
+            and self.workers < 1,
+            "--adapt goes with --checkpoint, or with --results and --out": adapts
+            and (self.compare or (self.results and not self.out)),
+            "--adapt-set and --adapt-curve go with --adapt only": curve and not adapts,
+            "--adapt-curve needs a positive number of iterations, and --out": curve < 0
+            or (curve and not self.out),
+            "--adapt reads --results and writes --out: they must differ": adapts and same,
+            f"--{next(iter(needless), '')} goes with --checkpoint only": needless,
+            "--submission and --compare exclude each other": self.submission and self.compare,
+            "under torchrun masks need --out, a folder that every process sees": self.makes_masks
+            and not self.out
+            and int(os.environ.get("WORLD_SIZE", "1")) > 1,
+        }
+        for message, broken in rules.items():
             if broken:
                 raise UsageError("E140", message)

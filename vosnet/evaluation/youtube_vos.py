@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vosnet.errors import InputError, UsageError
+from vosnet.evaluation.benchmark import AnnotatedVideo, Benchmark, list_images, stems_of
+from vosnet.evaluation.results import Truth
 from vosnet.files import expand, inside, natural_key
-from vosnet.video.listing import is_image
+from vosnet.masks import read_mask
+from vosnet.masks.labels import Mask
 
 
 @dataclass(frozen=True)
@@ -28,19 +34,13 @@ class VideoObject:
 
 
 @dataclass(frozen=True)
-class Video:
-    """One video of YouTube-VOS.
+class Video(AnnotatedVideo):
+    """One video of YouTube-VOS; a validation set annotates only frames where objects appear.
 
     Attributes:
-        name: folder name.
-        frames: every frame there is, in natural order; all of them should be processed.
-        annotations: annotated frames in natural order: of a validation set only where objects appear.
         objects: by id.
     """
 
-    name: str
-    frames: tuple[Path, ...]
-    annotations: tuple[Path, ...]
     objects: dict[int, VideoObject]
 
     @property
@@ -58,22 +58,34 @@ class Video:
         return dict(sorted(first.items(), key=lambda pair: natural_key(pair[0])))
 
 
-class YouTubeVosRoot:
+class YouTubeVosBenchmark(Benchmark):
     """One split of YouTube-VOS: `meta.json`, `JPEGImages/<video>/*.jpg`, `Annotations/<video>/*.png`.
 
     Args:
         root: the folder of all splits, or of one.
-        split: "valid", "train" or another folder of `root`; or a file that lists videos, one per line, of
-            `root` itself.
+        split: "valid", "train" or another folder of `root`; or a file that lists videos of `root` itself, one
+            a line.
+        train_meta: meta.json of the training set, whose categories are the seen ones; by default the one in
+            `train` beside the split.
         all_frames: read frames from `<split>_all_frames` where that exists: what lies between the annotated
             frames helps propagation.
 
     Raises:
-        UsageError: `split` is neither a folder nor a file.
-        InputError: something is missing, or meta.json is not understood.
+        UsageError: `split` is neither a folder nor a file (E141).
+        InputError: something is missing (E230, E232), or meta.json is not understood (E231).
     """
 
-    def __init__(self, root: str | os.PathLike[str], split: str, *, all_frames: bool = True) -> None:
+    prefix = "Annotations/"
+    sequence: Callable[[str], Video]
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str,
+        train_meta: str | os.PathLike[str] | None = None,
+        *,
+        all_frames: bool = True,
+    ) -> None:
         base, listed = expand(root), None
         if expand(split).is_file():
             listed = [line.strip() for line in expand(split).read_text(encoding="utf-8").splitlines()]
@@ -83,42 +95,74 @@ class YouTubeVosRoot:
             raise UsageError("E141", f"no split {split!r}: no such file, no meta.json in {base / split}")
         if not (base / "meta.json").is_file():
             raise InputError("E230", f"no YouTube-VOS split at {base}: it has no meta.json")
-        self.root = base
+        self.root, self.split = base, Path(split).stem
         self.objects = read_meta(base / "meta.json")
         if listed is not None:
-            wanted = [name for name in listed if name and not name.startswith("#")]
-            unknown = [name for name in wanted if name not in self.objects]
+            chosen = [name for name in listed if name and not name.startswith("#")]
+            unknown = [name for name in chosen if name not in self.objects]
             if unknown:
                 raise InputError(
                     "E232", f"videos listed in {split} but not in meta.json: {', '.join(unknown[:5])}"
                 )
-            self.objects = {name: self.objects[name] for name in wanted}
+            self.objects = {name: self.objects[name] for name in chosen}
+        self.names = list(self.objects)
+        self._train_meta = expand(train_meta) if train_meta else base.parent / "train" / "meta.json"
         more = base.parent / f"{base.name}_all_frames" / "JPEGImages"
         self._frames = more if all_frames and more.is_dir() else base / "JPEGImages"
+        self.sequence = cache(self._video)
 
-    @property
-    def videos(self) -> list[str]:
-        """Names of the split's videos, in the order of meta.json or of the list."""
-        return list(self.objects)
+    def given(self, name: str) -> dict[str, Mask]:
+        video = self.sequence(name)
+        paths = {path.stem: path for path in video.annotations}
+        masks = {}
+        for stem, ids in video.appearing.items():
+            mask = read_mask(paths[stem]).ids
+            masks[stem] = np.where(np.isin(mask, ids), mask, np.uint8(0))
+        return masks
 
-    @cached_property
-    def categories(self) -> set[str]:
-        """Categories of the split's objects."""
-        return {item.category for video in self.objects.values() for item in video.values()}
+    def asked(self, name: str) -> tuple[str, ...]:
+        return self.sequence(name).asked
 
-    def video(self, name: str) -> Video:
-        """Frames, annotations and objects of one video.
+    def truth(self, name: str) -> Truth:
+        video = self.sequence(name)
+        annotations = {path.stem: path for path in video.annotations}
+        missing = [stem for stem in video.asked if stem not in annotations]
+        if missing:
+            raise InputError(
+                "E234",
+                f"video {name}: {len(missing)} of {len(video.asked)} frames asked for are not annotated",
+                "Only the official server can score it: build a zip with --submission.",
+            )
+        return Truth(
+            name,
+            video.asked,
+            tuple(annotations[stem] for stem in video.asked),
+            frozenset(stems_of(video.frames)),
+            {index: video.asked.index(item.frames[0]) for index, item in video.objects.items()},
+        )
 
-        Raises:
-            InputError: unsafe or unknown name, missing frames, or no annotation where an object appears.
-        """
+    def seen(self, keys: Sequence[str]) -> dict[str, bool] | None:
+        if not self._train_meta.is_file():
+            raise InputError(
+                "E230",
+                f"no {self._train_meta}: it says which categories are seen in training",
+                "Name the training set's meta.json with --train-meta.",
+            )
+        meta = read_meta(self._train_meta)
+        known = {item.category for objects in meta.values() for item in objects.values()}
+        split = [key.rpartition("_") for key in keys]
+        return {
+            f"{name}_{index}": self.objects[name][int(index)].category in known for name, _, index in split
+        }
+
+    def _video(self, name: str) -> Video:
         if name not in self.objects:
             raise InputError("E232", f"video {name!r} is not in {self.root / 'meta.json'}")
-        frames = _images(inside(self._frames, name))
-        annotations = _images(inside(self.root / "Annotations", name))
+        folders = inside(self._frames, name), inside(self.root / "Annotations", name)
+        frames, annotations = (list_images(folder) if folder.is_dir() else () for folder in folders)
         video = Video(name, frames, annotations, self.objects[name])
-        missing = set(video.asked) - {path.stem for path in frames}
-        unmarked = set(video.appearing) - {path.stem for path in annotations}
+        missing = set(video.asked) - set(stems_of(frames))
+        unmarked = set(video.appearing) - set(stems_of(annotations))
         if missing or unmarked:
             what, stems = ("frames", missing) if missing else ("first annotations", unmarked)
             shown = ", ".join(sorted(stems, key=natural_key)[:5])
@@ -152,9 +196,3 @@ def _objects(entries: dict[str, Any]) -> dict[int, VideoObject]:
         stems.sort(key=natural_key)
         objects[int(key)] = VideoObject(str(entry.get("category", "")), tuple(stems))
     return objects
-
-
-def _images(folder: Path) -> tuple[Path, ...]:
-    if not folder.is_dir():
-        return ()
-    return tuple(sorted(filter(is_image, folder.iterdir()), key=lambda path: natural_key(path.name)))

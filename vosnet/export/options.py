@@ -5,93 +5,121 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vosnet.errors import UsageError
+from vosnet.options import option, switches
+from vosnet.progress import ProgressMode
 
 if TYPE_CHECKING:
     from vosnet.adaptation.settings import AdaptationSettings
     from vosnet.export.folder import Existing
     from vosnet.export.overlay import ColorScheme
-    from vosnet.progress import ProgressMode
     from vosnet.video.reader import OnBadFrame
     from vosnet.video.selection import Direction
 
 Format = Literal["palette", "binary", "coco-video"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """How masks are made, and what happens to an earlier result.
+
+    Attributes:
+        adaptation: train a U-Net on the masks of each clip, whose answers are final.
+        existing: what to do with an earlier result in the same folder.
+    """
+
+    preset: str | None = option(
+        "inference protocol (default: the one its recipe gave the checkpoint, else dul; shipped: dul)",
+        group="method",
+    )
+    switches: Mapping[str, Any] = switches("override a protocol switch", group="method", flag="--set")
+    device: str = option("auto, cpu, cuda, cuda:1", "auto", group="method")
+    adaptation: AdaptationSettings | None = None
+    existing: Existing = "refuse"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """What is written beside the masks.
 
     Attributes:
-        formats: "palette" (DAVIS PNG), "binary" (one 0/255 PNG per object), "coco-video" (YouTube-VIS JSON).
-        overlay: write `overlay.mp4`.
-        colors: "davis" or the color-blind safe "okabe-ito".
-        opacity: of the object colors, 0 to 1.
-        contour: draw outlines.
-        progress: how progress is shown.
-        save_every: frames between two savings of the tracker's state, from which a resumed call goes on.
+        contour: draw the outlines of objects in the overlay.
 
     Raises:
         UsageError: an opacity outside 0..1 (E134).
     """
 
-    formats: tuple[Format, ...] = ("palette",)
-    overlay: bool = True
-    colors: ColorScheme = "davis"
-    opacity: float = 0.5
+    formats: tuple[Format, ...] = option(
+        "palette: PNG as DAVIS; binary: 0/255 PNG per object; coco-video: run lengths as YouTube-VIS",
+        ("palette",),
+        group="output",
+        flag="--format",
+        convert=tuple,
+        nargs="+",
+        choices=get_args(Format),
+    )
+    overlay: bool = option("write no overlay video", True, group="output", flag="--no-overlay")
+    colors: ColorScheme = option(
+        "of the overlay; okabe-ito suits color-blind eyes",
+        "davis",
+        group="output",
+        choices=["davis", "okabe-ito"],
+    )
+    opacity: float = option("of the overlay, 0 to 1", 0.5, group="output", type=float)
     contour: bool = True
-    progress: ProgressMode = "auto"
-    save_every: int = 50
+    progress: ProgressMode = option(
+        "how progress is shown", "auto", group="output", choices=get_args(ProgressMode)
+    )
+    save_every: int = option(
+        "frames between saved states, from which --resume goes on", 50, group="output", type=int
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:
             raise UsageError("E134", f"--opacity must lie in 0..1, got {self.opacity}")
 
 
-@dataclass(frozen=True)
-class PropagateOptions:
+@dataclass(frozen=True, kw_only=True)
+class PropagateOptions(MethodOptions):
     """One clip, its first masks, and how they travel.
 
     Attributes:
         video: video file, folder of frames, or one picture.
         masks: mask files by frame of the whole video; None is the first frame that is processed.
         out: result folder.
-        start: first frame to process.
-        end: end, exclusive; None is the end of the clip.
-        stride: distance of neighboring frames.
-        direction: "auto" is "both" if the first processed frame has no mask, else "forward".
-        resize_mask: "nearest" fits masks of another size than the video; "never" refuses them.
-        mask_from_jpeg: accept masks saved as JPEG.
-        on_bad_frame: see `VideoReader`.
-        decode_timeout_s: see `VideoReader`.
-        checkpoint: run folder or weights file, "random", or None for the shipped weights.
-        preset: inference protocol; None is the checkpoint's.
-        switches: of the protocol.
-        device: "auto", "cpu", "cuda" or "cuda:1".
-        allow_degrade: see `Propagator`.
-        adaptation: train a U-Net on the propagated masks; its masks are final.
-        existing: what to do with an earlier result in `out`.
         export: what is written beside the masks.
     """
 
     video: Path
     masks: Mapping[int | None, Path]
     out: Path
-    start: int = 0
-    end: int | None = None
-    stride: int = 1
-    direction: Direction | Literal["auto"] = "auto"
-    resize_mask: Literal["never", "nearest"] = "never"
-    mask_from_jpeg: bool = False
-    on_bad_frame: OnBadFrame = "hold"
-    decode_timeout_s: float | None = None
-    checkpoint: str | None = None
-    preset: str | None = None
-    switches: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "auto"
-    allow_degrade: bool = False
-    adaptation: AdaptationSettings | None = None
-    existing: Existing = "refuse"
+    start: int = option("first frame to process", 0, group="input", type=int)
+    end: int | None = option("end, exclusive (default: the end of the clip)", group="input", type=int)
+    stride: int = option("process every STRIDE-th frame", 1, group="input", type=int)
+    direction: Direction | Literal["auto"] = option(
+        "from the annotated frames; auto: both if the first frame has no mask, else forward",
+        "auto",
+        group="input",
+        choices=["auto", "forward", "backward", "both"],
+    )
+    resize_mask: Literal["never", "nearest"] = option(
+        "for masks of another size than the video", "never", group="input", choices=["never", "nearest"]
+    )
+    mask_from_jpeg: bool = option("accept masks saved as JPEG", False, group="input")
+    on_bad_frame: OnBadFrame = option(
+        "hold the picture before it, or stop", "hold", group="input", choices=["hold", "stop"]
+    )
+    decode_timeout_s: float | None = option(
+        "give up on a frame after S seconds",
+        group="input",
+        flag="--decode-timeout",
+        type=float,
+        metavar="S",
+    )
+    checkpoint: str | None = option(
+        "run folder or weights file, or 'random' (default: shipped weights)", group="method"
+    )
+    allow_degrade: bool = option("when memory is short, keep fewer frames", False, group="method")
     export: ExportOptions = field(default_factory=ExportOptions)

@@ -15,7 +15,7 @@ from tests.support.data_roots import moving_squares, write_davis_root, write_fra
 from vosnet import Propagator
 from vosnet.commands.cli import run
 from vosnet.commands.evaluate import main
-from vosnet.evaluation.benchmark import DavisBenchmark
+from vosnet.evaluation.davis import DavisBenchmark
 from vosnet.evaluation.evaluator import evaluate_in_memory
 from vosnet.evaluation.spread import share
 from vosnet.masks import read_mask

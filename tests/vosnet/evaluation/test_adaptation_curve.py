@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.data_roots import moving_squares, write_davis_root, write_youtube_vos_root
 from vosnet.evaluation.adaptation_curve import Curve
-from vosnet.evaluation.benchmark import DavisBenchmark, YouTubeVosBenchmark
+from vosnet.evaluation.davis import DavisBenchmark
+from vosnet.evaluation.youtube_vos import YouTubeVosBenchmark
 from vosnet.video import open_video
 
 TRUE = moving_squares(6)

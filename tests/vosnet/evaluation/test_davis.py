@@ -7,8 +7,7 @@ import pytest
 
 from tests.support.data_roots import moving_squares, write_davis_root
 from vosnet.errors import InputError, UsageError
-from vosnet.evaluation.benchmark import DavisBenchmark
-from vosnet.evaluation.davis import DavisRoot
+from vosnet.evaluation.davis import DavisBenchmark
 
 
 @pytest.fixture
@@ -16,13 +15,16 @@ def root(tmp_path: Path) -> Path:
     return write_davis_root(tmp_path / "davis", {"dog": moving_squares(), "car 10": moving_squares()})
 
 
+def names(root: Path, split: str | Path) -> list[str]:
+    return DavisBenchmark(root, split).names
+
+
 def test_a_split_is_found_by_name_by_path_below_imagesets_and_as_a_file(root: Path, tmp_path: Path) -> None:
     listing = tmp_path / "mine.txt"
     listing.write_text("\ufeffcar 10  # one\n\n", encoding="utf-8")
-    davis = DavisRoot(root)
-    assert davis.split("val") == davis.split("2017/val") == ["dog", "car 10"]
-    assert davis.split(listing) == ["car 10"]
-    assert davis.sequence("car 10").name == "car 10"
+    assert names(root, "val") == names(root, "2017/val") == ["dog", "car 10"]
+    assert names(root, listing) == ["car 10"]
+    assert DavisBenchmark(root, "val").sequence("car 10").name == "car 10"
 
 
 def test_davis_2016_pairs_become_sequences_in_order_and_once(root: Path) -> None:
@@ -30,26 +32,26 @@ def test_davis_2016_pairs_become_sequences_in_order_and_once(root: Path) -> None
         f"/JPEGImages/480p/{n}/0000{t}.jpg /Annotations/480p/{n}/0000{t}.png" for n in "ba" for t in (0, 1)
     ]
     (root / "ImageSets/pairs.txt").write_text("\n".join(lines))
-    assert DavisRoot(root).split("pairs") == ["b", "a"]
+    assert names(root, "pairs") == ["b", "a"]
 
 
 def test_an_unknown_or_ambiguous_split_lists_what_there_is(root: Path) -> None:
     (root / "ImageSets/2016").mkdir()
     (root / "ImageSets/2016/val.txt").write_text("dog")
     with pytest.raises(UsageError, match=r"E141 .*'tset'.*2016/val, 2017/val"):
-        DavisRoot(root).split("tset")
+        names(root, "tset")
     with pytest.raises(UsageError, match="found 2 times"):
-        DavisRoot(root).split("val")
-    assert DavisRoot(root).split("2016/val") == ["dog"]
+        names(root, "val")
+    assert names(root, "2016/val") == ["dog"]
 
 
 @pytest.mark.parametrize("name", ["../../etc", "/etc", "con", "a" * 300])
 def test_f27_a_split_cannot_lead_out_of_the_root(root: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "evil.txt").write_text(name)
     with pytest.raises(InputError, match="unsafe name"):
-        DavisRoot(root).split(tmp_path / "evil.txt")
+        names(root, tmp_path / "evil.txt")
     with pytest.raises(InputError, match="unsafe name"):
-        DavisRoot(root).sequence(name)
+        DavisBenchmark(root, "val").sequence(name)
 
 
 def test_frames_come_in_natural_order_without_junk(root: Path) -> None:
@@ -61,7 +63,7 @@ def test_frames_come_in_natural_order_without_junk(root: Path) -> None:
         )
     (folder / "Thumbs.db").write_bytes(b"")
     (folder / "._00000.jpg").write_bytes(b"")
-    sequence = DavisRoot(root).sequence("dog")
+    sequence = DavisBenchmark(root, "val").sequence("dog")
     assert [path.name for path in sequence.frames][-2:] == ["9.jpg", "10.jpg"]
     assert len(sequence.frames) == len(sequence.annotations) == 6
 
@@ -69,21 +71,21 @@ def test_frames_come_in_natural_order_without_junk(root: Path) -> None:
 def test_the_first_annotation_folder_that_has_the_sequence_wins(root: Path) -> None:
     write_davis_root(root / "other", {"dog": moving_squares()})
     (root / "other/Annotations").rename(root / "Annotations_2017")
-    davis = DavisRoot(root, ["Annotations_2017", "Annotations"])
+    davis = DavisBenchmark(root, "val", ["Annotations_2017", "Annotations"])
     assert "Annotations_2017" in str(davis.sequence("dog").annotations[0])
     assert "Annotations/" in str(davis.sequence("car 10").annotations[0])
     with pytest.raises(InputError, match="no annotation folder Missing"):
-        DavisRoot(root, ["Missing"])
+        DavisBenchmark(root, "val", ["Missing"])
 
 
 def test_a_missing_sequence_is_named_with_what_it_could_be(root: Path) -> None:
     with pytest.raises(InputError, match=r"E232 no frames of sequence 'dug'.*Did you mean dog"):
-        DavisRoot(root).sequence("dug")
+        DavisBenchmark(root, "val").sequence("dug")
     (root / "Annotations/480p/dog/00009.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"annotations without a frame: 00009\.png"):
-        DavisRoot(root).sequence("dog")
+        DavisBenchmark(root, "val").sequence("dog")
     with pytest.raises(InputError, match=r"E230 no DAVIS data set at .*Expected there"):
-        DavisRoot(root / "nowhere")
+        DavisBenchmark(root / "nowhere", "val")
 
 
 def test_a_method_sees_the_first_mask_only_and_void_is_background(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.data_roots import moving_squares, write_davis_root, write_youtube_vos_root
 from vosnet.errors import InputError
-from vosnet.evaluation.benchmark import DavisBenchmark, YouTubeVosBenchmark
+from vosnet.evaluation.davis import DavisBenchmark
 from vosnet.evaluation.evaluator import (
     complete_results,
     evaluate_in_memory,
@@ -18,6 +18,7 @@ from vosnet.evaluation.evaluator import (
     summarize_benchmark,
     write_sequence,
 )
+from vosnet.evaluation.youtube_vos import YouTubeVosBenchmark
 from vosnet.export.folder import ResultFolder
 from vosnet.progress import Progress
 

@@ -8,8 +8,9 @@ from PIL import Image
 
 from tests.support.data_roots import moving_squares, write_davis_root, write_results, write_youtube_vos_root
 from vosnet.errors import InputError
-from vosnet.evaluation.benchmark import DavisBenchmark, YouTubeVosBenchmark
+from vosnet.evaluation.davis import DavisBenchmark
 from vosnet.evaluation.results import SequenceResult, score_folder
+from vosnet.evaluation.youtube_vos import YouTubeVosBenchmark
 from vosnet.masks import read_mask, write_mask
 
 
