@@ -198,6 +198,9 @@ def test_the_memory_encoder_starts_as_a_copy_and_follows_by_momentum() -> None:
     for old, new in zip(before, model.memory_encoder.parameters()):  # type: ignore[union-attr]
         torch.testing.assert_close(new, old + 0.1)
     assert not any(p.requires_grad for p in model.memory_encoder.parameters())  # type: ignore[union-attr]
+    averaged = objective(memory="momentum", memory_norm="average").train()
+    assert averaged.encoder.training
+    assert not averaged.memory_encoder.network.training  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

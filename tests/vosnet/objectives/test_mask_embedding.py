@@ -271,6 +271,7 @@ def test_objects_are_drawn_among_the_clusters_that_the_references_show() -> None
     assert bool(valid.all())
     assert {int(i) for i in chosen.flatten()} == {1, 2, 3}
     assert bool((chosen[:, 0] != chosen[:, 1]).all())
+    assert len({tuple(row) for row in chosen.tolist()}) == 6  # every clip draws for itself
     _, few = choose_objects(labels[:, :1] * (labels[:, :1] == 1), torch.rand(200, 4), 5, 4)
     assert few.sum(1).tolist() == [2] * 200  # clusters 0 and 1 are all there is
 

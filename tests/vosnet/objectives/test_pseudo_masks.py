@@ -23,7 +23,7 @@ from vosnet.objectives.label_maps import VideoMaps, cut_map
 from vosnet.objectives.pseudo_masks import PseudoMasks, write_pseudo_masks
 from vosnet.objectives.video_clusters import ClusterSettings, cluster_video
 from vosnet.synthetic import Scene
-from vosnet.transforms import Clip, Cut, assemble_clip, crop_frames
+from vosnet.transforms import Clip, Cut, assemble_clip, crop_frames, encoder_input
 
 SETTINGS = ClusterSettings(num_clusters=3, short_side=None)
 
@@ -93,24 +93,39 @@ def test_every_frame_is_assigned_however_few_the_centroids_come_from() -> None:
     np.testing.assert_array_equal(small.labels, again.labels)
 
 
+@pytest.mark.parametrize("is_flat", [True, False], ids=["one-color", "generated"])
 @pytest.mark.parametrize(("every", "upsample"), [(1, 1), (4, 1), (4, 2)])
-def test_time_is_counted_over_the_whole_video_whatever_frames_centroids_come_from(
-    every: int, upsample: int
+def test_clusters_are_those_of_features_and_places_counted_over_the_whole_video(
+    every: int, upsample: int, is_flat: bool
 ) -> None:
-    """A video of one color: its clusters are places alone, so labels follow from positions."""
+    """In a video of one color the clusters are places alone: labels tell how time is counted."""
     settings = ClusterSettings(
-        4, short_side=None, centroid_every=every, position_dim=12, upsample=upsample, seed=3
+        4,
+        short_side=None,
+        centroid_every=every,
+        position_dim=12,
+        position_weight=1.5,
+        upsample=upsample,
+        seed=3,
     )
-    video = Flat(VideoEntry("flat", "", 11, (50, 66)), FrameStore())
-    got = cluster_video(video, Colors(), settings).labels
-    features, time = torch.ones(11, 3, 13, 17), torch.arange(11) / 10
-    weight = {"position_dim": 12, "position_weight": settings.position_weight}
-    points = cell_points(features[::every], time[::every], **weight)  # type: ignore[arg-type]
+    entry = VideoEntry("flat", "", 11, (50, 66))
+    video = Flat(entry, FrameStore()) if is_flat else generated(1, num_frames=11)
+    maps = cluster_video(video, Colors(), settings)
+    images = torch.from_numpy(video.read(range(11))).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        features, time = Colors().eval()(encoder_input(images, "rgb")), torch.arange(11) / 10
+    points = cell_points(features[::every], time[::every], **weights)  # type: ignore[arg-type]
     centroids = fit_clusters(points, 4, seed=3).centroids
-    every_point = cell_points(features, time, **weight, upsample=upsample)  # type: ignore[arg-type]
-    expected = (every_point[:, None, 3:] - centroids[:, 3:]).square().sum(2).argmin(1)
-    same = (torch.from_numpy(got).flatten() == expected).float().mean()
-    assert float(same) > 0.98  # gray is encoded, not ones: cells between two centroids may fall either way
+    every_point = cell_points(features, time, **weights, upsample=upsample)  # type: ignore[arg-type]
+    expected = (every_point[:, None] - centroids).square().sum(2).argmin(1)
+    assert float((torch.from_numpy(maps.labels).flatten() == expected).float().mean()) > 0.999
+    assert maps.cell == pytest.approx((4 / upsample / 50, 4 / upsample / 66))
+
+
+def test_ranks_share_the_videos_in_turns(tmp_path: Path) -> None:
+    videos = [generated(seed, num_frames=2) for seed in range(5)]
+    shares = [[v.name[-1] for v in RefreshJob(tmp_path, videos, part, 2).share()] for part in range(2)]
+    assert shares == [["0", "2", "4"], ["1", "3"]]
 
 
 def test_every_clip_is_cut_from_its_own_video_frames_and_box(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -442,16 +442,18 @@ def test_each_term_alone_trains_the_encoder_and_nothing_is_computed_for_the_othe
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in objective.encoder.parameters())
 
 
-def test_the_right_side_is_a_constant_unless_asked_otherwise() -> None:
-    counted: list[bool] = []
-    clip = toy_clip()
-    for stop_gradient in ("target", "none"):
-        torch.manual_seed(1)
-        objective = toy_unified(stop_gradient=stop_gradient)
+def test_frames_run_without_gradient_where_they_are_constants() -> None:
+    counted: list[tuple[bool, int]] = []
+    clip = toy_clip(B=2, T=4)
+    for options in ({}, {"stop_gradient": "none"}, {"alignment": "soft"}):
+        objective = toy_unified(**options)
         encode = objective.encode
-        objective.encode = lambda x, encode=encode: counted.append(torch.is_grad_enabled()) or encode(x)  # type: ignore[func-returns-value]
+        objective.encode = lambda x, encode=encode: (  # type: ignore[method-assign]
+            counted.append((torch.is_grad_enabled(), len(x))) or encode(x)  # type: ignore[func-returns-value]
+        )
         objective(clip).total.backward()
-    assert counted == [True, False, True]  # with "none" all frames run in the one pass with gradient
+    # frames 0, 2, 3 and view 0, then frame 1 and views 2, 3; all; frame 0 and views, then the rest
+    assert counted == [(True, 8), (False, 6), (True, 14), (True, 8), (False, 6)]
 
 
 def test_the_loss_of_a_clip_does_not_depend_on_chance_of_the_process() -> None:
