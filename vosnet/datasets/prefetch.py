@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -199,6 +200,17 @@ def _work(pipe: Any, reading: Any, make: Callable[..., Crops]) -> None:
                 result = make(step, watch=watch)
             except Exception as error:  # carried over to the main process, which raises it at this step
                 result = error
-            pipe.send_bytes(pickle.dumps((step, result)))  # bytes: `send` would pass tensors by /dev/shm
+            message = io.BytesIO()
+            _ArrayPickler(message, protocol=5).dump((step, result))
+            pipe.send_bytes(message.getbuffer())
         except (EOFError, OSError):
             return  # the main process has gone
+
+
+class _ArrayPickler(pickle.Pickler):
+    """Tensors as arrays: faster than by torch, and not through /dev/shm as `Connection.send` would."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return torch.from_numpy, (value.numpy(),)
+        return NotImplemented
