@@ -112,6 +112,7 @@ def test_clusters_are_those_of_features_and_places_counted_over_the_whole_video(
     video = Flat(entry, FrameStore()) if is_flat else generated(1, num_frames=11)
     maps = cluster_video(video, Colors(), settings)
     images = torch.from_numpy(video.read(range(11))).permute(0, 3, 1, 2)
+    weights = {"position_dim": 12, "position_weight": 1.5}
     with torch.no_grad():
         features, time = Colors().eval()(encoder_input(images, "rgb")), torch.arange(11) / 10
     points = cell_points(features[::every], time[::every], **weights)  # type: ignore[arg-type]
