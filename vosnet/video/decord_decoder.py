@@ -1,16 +1,18 @@
-"""Frames by index through decord, for the files where it was measured to be right."""
+"""Frames by index through decord, for the files that it reads right."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vosnet.video.info import Frame
-from vosnet.video.probe import Probe
+from vosnet.video.probe import MP4, Probe, Scan
 
 # decord may decode a whole file into memory while nobody reads (see handles.py): only short clips go to it.
 MAX_DECODED_BYTES = 128 << 20
@@ -38,7 +40,7 @@ class DecordDecoder:
     def __len__(self) -> int:
         return len(self._reader)
 
-    def start_times(self) -> np.ndarray[Any, Any]:
+    def start_times(self) -> NDArray[np.float64]:
         """Presentation time of each frame in seconds as decord sees it, [T]."""
         return np.asarray(self._reader.get_frame_timestamp(range(len(self)))[:, 0], np.float64)
 
@@ -74,8 +76,8 @@ def import_decord() -> Any:
 
 def open_decord(path: Path, probe: Probe, threads: int = 0) -> DecordDecoder | str:
     """A decord decoder that agrees with the packet index, or one line that says why PyAV must decode."""
-    if probe.traits:
-        return f"decord is not trusted with {', '.join(probe.traits)}"
+    if traits := list(_untrusted_traits(probe)):
+        return f"decord is not trusted with {', '.join(traits)}"
     count, (height, width) = len(probe.index.pts), probe.info.size
     if count * height * width * 3 > MAX_DECODED_BYTES:
         return f"long clip, decord may hold all its {count} frames in memory"
@@ -92,6 +94,46 @@ def open_decord(path: Path, probe: Probe, threads: int = 0) -> DecordDecoder | s
         decoder.close()
         return "decord counts or times the frames differently"
     return decoder
+
+
+def _untrusted_traits(probe: Probe) -> Iterator[str]:
+    """What is known to give wrong frames or no frames in decord 0.6; nothing for plain files."""
+    info, scan = probe.info, probe.scan
+    if info.codec != "h264":
+        yield f"codec {info.codec}"
+    if probe.container != MP4:  # a Matroska file that is cut short makes decord read for ever
+        yield f"container {probe.container.split(',', maxsplit=1)[0]}"
+    if info.pixel_format not in {"yuv420p", "yuvj420p"}:
+        yield f"pixel format {info.pixel_format}"
+    if scan.hidden or probe.index.pts[0] != 0:
+        yield "edit list or start time other than 0"
+    if _is_open_gop(scan):
+        yield "open GOP"
+    if not _is_constant_rate(probe.index.pts):
+        yield "variable frame rate"
+    if info.rotation:
+        yield f"rotation {info.rotation}"
+    if info.interlaced:
+        yield "interlaced"
+    if scan.read_errors or scan.leading:
+        yield "damaged"
+
+
+def _is_open_gop(scan: Scan) -> bool:
+    """Whether a frame stored after a key frame is shown before it, so that decoding cannot start there."""
+    keys, last_key = set(scan.keys), None
+    for pts in scan.shown:
+        if pts in keys:
+            last_key = pts
+        elif last_key is not None and pts is not None and pts < last_key:
+            return True
+    return False
+
+
+def _is_constant_rate(pts: NDArray[np.int64]) -> bool:
+    steps = np.diff(pts)
+    # Containers that count in milliseconds round each step by one unit.
+    return len(steps) == 0 or bool(steps.max() - steps.min() <= 1 + (steps.min() > 1))
 
 
 def first_line(error: BaseException) -> str:

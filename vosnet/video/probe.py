@@ -27,16 +27,25 @@ _CODECS = {
     *("mjpeg", "png", "gif", "dnxhd", "mpeg4", "rawvideo"),
 }
 # Containers that store a presentation time with every frame.
-_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
-_CONTAINERS = {_MP4, "matroska,webm", "gif"}
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_CONTAINERS = {MP4, "matroska,webm", "gif"}
 # Formats that are lists of other files or addresses; opening one must not reach for anything else.
 _PLAYLISTS = {"hls", "dash", "concat", "concatf"}
 _MAX_READ_ERRORS = 100
 
 
 @dataclass
-class _Scan:
-    """What one pass over the packets found, in storage order."""
+class Scan:
+    """What one pass over the packets found, in storage order.
+
+    Args:
+        shown: presentation time stamps of the visible frames.
+        keys: of the key frames, also of hidden ones.
+        hidden: frames that an edit list hides.
+        leading: frames before the first key frame, which cannot be decoded.
+        read_errors: damaged places.
+        first: the first frame that decodes.
+    """
 
     shown: list[int | None] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
@@ -48,17 +57,19 @@ class _Scan:
 
 @dataclass(frozen=True)
 class Probe:
-    """A video file's properties and frame index, and why decord might not be trusted with it.
+    """What is known of a video file before it is decoded.
 
     Args:
         info: properties; `decoder` and `reason` are filled in by the choice of decoder.
         index: where the frames are.
-        traits: what decord 0.6 is known to get wrong, in words; empty for plain files.
+        scan: what the packets said.
+        container: FFmpeg's names of the container format.
     """
 
     info: VideoInfo
     index: PacketIndex
-    traits: tuple[str, ...]
+    scan: Scan
+    container: str
 
 
 def open_container(path: Path) -> tuple[InputContainer, VideoStream]:
@@ -129,9 +140,9 @@ def probe_video(path: Path) -> Probe:
         return _describe(path, form, stream, scan, index)
 
 
-def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
+def _scan(container: InputContainer, stream: VideoStream) -> Scan:
     stream.codec_context.thread_count = 1
-    scan = _Scan()
+    scan = Scan()
     first_key: int | None = None
     for packet in packets(container, stream):
         if isinstance(packet, Exception):
@@ -165,7 +176,7 @@ def _decode_alone(packet: av.Packet[VideoStream], stream: VideoStream) -> av.Vid
     return frames[0] if frames else None
 
 
-def _packet_index(scan: _Scan, stream: VideoStream) -> PacketIndex | None:
+def _packet_index(scan: Scan, stream: VideoStream) -> PacketIndex | None:
     """The index that the packets' time stamps give; None when they are missing or ambiguous."""
     pts = [value for value in scan.shown if value is not None]
     if len(pts) < len(scan.shown) or len(set(pts)) < len(pts) or not pts or not scan.keys:
@@ -173,7 +184,7 @@ def _packet_index(scan: _Scan, stream: VideoStream) -> PacketIndex | None:
     return _index(pts, scan.keys, stream.time_base or Fraction(1, 90_000), seekable=True)
 
 
-def _index_by_decoding(path: Path, scan: _Scan) -> PacketIndex:
+def _index_by_decoding(path: Path, scan: Scan) -> PacketIndex:
     """Count the frames by decoding the whole file; slow, for formats whose packets are not frames."""
     import av
 
@@ -208,7 +219,7 @@ def _index(
     )
 
 
-def _describe(path: Path, container: str, stream: VideoStream, scan: _Scan, index: PacketIndex) -> Probe:
+def _describe(path: Path, container: str, stream: VideoStream, scan: Scan, index: PacketIndex) -> Probe:
     first = scan.first
     assert first is not None
     rotation = round(first.rotation) % 360
@@ -231,11 +242,11 @@ def _describe(path: Path, container: str, stream: VideoStream, scan: _Scan, inde
         time_base=index.time_base,
         warnings=tuple(_warnings(path.name, first, stream, scan, pts_s)),
     )
-    return Probe(info, index, tuple(_traits(container, info, scan, index)))
+    return Probe(info, index, scan, container)
 
 
 def _warnings(
-    name: str, first: av.VideoFrame, stream: VideoStream, scan: _Scan, pts_s: NDArray[np.float64]
+    name: str, first: av.VideoFrame, stream: VideoStream, scan: Scan, pts_s: NDArray[np.float64]
 ) -> Iterator[str]:
     rotation = round(first.rotation) % 360
     if rotation % 90:
@@ -257,45 +268,6 @@ def _announced_duration_s(stream: VideoStream) -> float:
     """Length of the picture track that a Matroska file states, 0 where nothing is stated."""
     match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else 0.0
-
-
-def _traits(container: str, info: VideoInfo, scan: _Scan, index: PacketIndex) -> Iterator[str]:
-    """What is known, by measurement, to give wrong frames or no frames in decord 0.6."""
-    if info.codec != "h264":
-        yield f"codec {info.codec}"
-    if container != _MP4:  # a Matroska file that is cut short makes decord read for ever
-        yield f"container {container.split(',', maxsplit=1)[0]}"
-    if info.pixel_format not in {"yuv420p", "yuvj420p"}:
-        yield f"pixel format {info.pixel_format}"
-    if scan.hidden or index.pts[0] != 0:
-        yield "edit list or start time other than 0"
-    if _is_open_gop(scan):
-        yield "open GOP"
-    if not _is_constant_rate(index.pts):
-        yield "variable frame rate"
-    if info.rotation:
-        yield f"rotation {info.rotation}"
-    if info.interlaced:
-        yield "interlaced"
-    if scan.read_errors or scan.leading:
-        yield "damaged"
-
-
-def _is_open_gop(scan: _Scan) -> bool:
-    """Whether a frame stored after a key frame is shown before it, so that decoding cannot start there."""
-    keys, last_key = set(scan.keys), None
-    for pts in scan.shown:
-        if pts in keys:
-            last_key = pts
-        elif last_key is not None and pts is not None and pts < last_key:
-            return True
-    return False
-
-
-def _is_constant_rate(pts: NDArray[np.int64]) -> bool:
-    steps = np.diff(pts)
-    # Containers that count in milliseconds round each step by one unit.
-    return len(steps) == 0 or bool(steps.max() - steps.min() <= 1 + (steps.min() > 1))
 
 
 def _frame_rate(pts_s: NDArray[np.float64], announced: Fraction | None) -> float:
