@@ -28,8 +28,8 @@ from vosnet_kernels import (
     workspace_limit,
 )
 
-MAX_CHANNELS = 32  # value channels per call; the kernels keep their read-out in registers
-NEAREST_MAX_CHANNELS = 256  # here the search costs far more than the read-out, and every call repeats it
+MAX_CHANNELS = 32  # value channels per call; the kernels keep their readout in registers
+NEAREST_MAX_CHANNELS = 256  # here the search costs far more than the readout, and every call repeats it
 
 
 @dataclass

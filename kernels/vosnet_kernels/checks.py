@@ -1,5 +1,7 @@
 """Argument checks that the ops share: each message holds the rule and the values."""
 
+import math
+
 from torch import Tensor
 
 
@@ -41,3 +43,9 @@ def check_tensors(op: str, query: Tensor, memory: Tensor, value: Tensor) -> None
             f"{op} needs query and memory in one floating dtype and value in a floating dtype, "
             f"got query {query.dtype}, memory {memory.dtype}, value {value.dtype}"
         )
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless `temperature` may divide affinities."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got temperature={temperature}")

@@ -21,7 +21,8 @@ from tests.support import rivals
 from tests.support.machine import limits, median_s, peak_extra_bytes
 from vosnet_kernels import knn_propagate, windowed_readout
 from vosnet_kernels.backends import cpu_backend, cuda_backend
-from vosnet_kernels.knn_propagate.cpu import knn_propagate_tiled
+from vosnet_kernels.knn_propagate.tiled import knn_propagate_tiled
+from vosnet_kernels.window import Window
 
 pytestmark = pytest.mark.timeout(3000)  # the dense way at 720p takes minutes on a CPU
 
@@ -82,8 +83,8 @@ READOUT_CASES = {
 SETTINGS: dict[str, Any] = {"k": 10, "temperature": 0.05}
 
 
-def knn_tiled(*tensors: Tensor, **options: Any) -> Tensor:
-    return knn_propagate_tiled(*tensors, **options, shape="square", global_frames=0)
+def knn_tiled(*tensors: Tensor, radius: int, **options: Any) -> Tensor:
+    return knn_propagate_tiled(*tensors, **options, window=Window(radius))
 
 
 KNN_WAYS: dict[str, Way] = {
@@ -255,6 +256,6 @@ def measure(
 
 
 def assert_same_readout(got: Tensor, plain: Tensor) -> None:
-    """Equal but for a few cells whose last neighbours are as good as equal in float32."""
+    """Equal but for a few cells whose last neighbors are as good as equal in float32."""
     differs = ((got - plain).abs() > 1e-3).any(1)
     assert differs.float().mean() < 1e-3, f"{int(differs.sum())} of {differs.numel()} cells differ"

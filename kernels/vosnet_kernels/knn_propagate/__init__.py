@@ -1,4 +1,4 @@
-"""k nearest neighbours over a space-time window, softmax, copied values; inference only."""
+"""k nearest neighbors over a space-time window, softmax, copied values; inference only."""
 
 from vosnet_kernels.knn_propagate.op import knn_propagate
 

@@ -1,4 +1,4 @@
-"""k nearest neighbours on a GPU: group maxima on tensor cores, then exact scores of the best groups only.
+"""k nearest neighbors on a GPU: group maxima on tensor cores, then exact scores of the best groups only.
 
 Eight successive memory cells of a row form a group. The k largest scores always lie in the k groups with the
 largest maxima (were one outside of them, each of those groups would hold a better one): the first kernel
@@ -16,16 +16,9 @@ NOWHERE = tl.constexpr(2**31 - 1)  # above every group and every cell
 def channels_last_kernel(
     features_ptr,  # [n, C, h, w], strided
     packed_ptr,  # [n, h * w, channels]
-    stride_n,
-    stride_c,
-    stride_y,
-    stride_x,
-    w,
-    cells,
-    C,
-    channels,
+    stride_n, stride_c, stride_y, stride_x, w, cells, C, channels,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """Move channels last, through shared memory: both sides are read and written along their rows."""
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -43,25 +36,11 @@ def group_max_kernel(
     query_ptr,  # [h * w, CHANNELS]
     memory_ptr,  # [frames, h * w, CHANNELS]
     maxima_ptr,  # [slots, groups]
-    h,
-    w,
-    rows,
-    columns,
-    reach,
-    radius,
-    first_tile,
-    tiles_x,
-    first_group,
-    groups,
-    CHANNELS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    STRICT: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    GROUP: tl.constexpr,
+    h, w, rows, columns, reach, radius, first_tile, tiles_x, first_group, groups,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, STRICT: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Largest score of each group of one frame, for one tile of queries."""
     BLOCK_M: tl.constexpr = TILE_H * TILE_W
     tile = first_tile + tl.program_id(0)
@@ -112,36 +91,12 @@ def select_kernel(
     maxima_ptr,  # [slots, groups]
     value_ptr,  # [T, M, h, w], strided
     readout_ptr,  # [M, h, w]
-    stride_t,
-    stride_m,
-    stride_y,
-    stride_x,
-    h,
-    w,
-    rows,
-    columns,
-    reach,
-    radius,
-    global_columns,
-    global_frames,
-    first_tile,
-    tiles_x,
-    slots,
-    groups,
-    temperature,
-    CHANNELS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    STRICT: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    GROUP: tl.constexpr,
-    CHUNK: tl.constexpr,
-    K: tl.constexpr,
-    K_PAD: tl.constexpr,
-    M: tl.constexpr,
-    M_PAD: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-):
+    stride_t, stride_m, stride_y, stride_x, h, w, rows, columns, reach, radius,
+    global_columns, global_frames, first_tile, tiles_x, slots, groups, temperature,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, STRICT: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr,
+    K: tl.constexpr, K_PAD: tl.constexpr, M: tl.constexpr, M_PAD: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
     """The readout of a few queries: their K best groups, scored again by cell, then their K best cells."""
     slot = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     tile = first_tile + slot // (TILE_H * TILE_W)
@@ -214,14 +169,9 @@ def select_kernel(
 
 @triton.jit
 def _best_groups(
-    maxima_row,
-    exists,
-    groups,
-    CHUNK: tl.constexpr,
-    K: tl.constexpr,
-    K_PAD: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-):
+    maxima_row, exists, groups,
+    CHUNK: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
     """The K groups with the largest maxima, int32 [BLOCK_Q, K_PAD]; NOWHERE and below where there are fewer.
 
     A chunk at a time gives its largest maximum until none is larger than the smallest one kept. Groups come

@@ -8,6 +8,7 @@ import triton
 from torch import Tensor
 
 from vosnet_kernels.knn_propagate.kernels_triton import channels_last_kernel, group_max_kernel, select_kernel
+from vosnet_kernels.window import Window
 from vosnet_kernels.workspace import workspace_bytes
 
 GROUP = 8
@@ -24,9 +25,7 @@ def knn_propagate_triton(
     *,
     k: int,
     temperature: float,
-    radius: int,
-    shape: str,
-    global_frames: int,
+    window: Window,
     queries_per_program: int = 1,
 ) -> Tensor:
     """`knn_propagate_reference` on a GPU; arguments are taken as valid and as in `knn_propagate`.
@@ -39,47 +38,28 @@ def knn_propagate_triton(
     if readout.numel() == 0:
         return readout
     value = value.float() if value.dtype == torch.float64 else value
-    tiles = triton.cdiv(h, TILE_H) * triton.cdiv(w, TILE_W)
-    everywhere = Region.around_tile(h, w, max(h, w), strict=False)
-    window = Region.around_tile(h, w, radius, strict=shape == "disc")
-    global_groups = global_frames * everywhere.groups
-    groups = global_groups + (T - global_frames) * window.groups  # of one query
+    tiles_x = triton.cdiv(w, TILE_W)
+    tiles = triton.cdiv(h, TILE_H) * tiles_x
+    whole, local = Region.around_tile(h, w, Window(max(h, w))), Region.around_tile(h, w, window)
+    n = window.global_frames
+    groups = n * whole.groups + (T - n) * local.groups  # of one query
     at_once = max(1, min(tiles, workspace_bytes() // (4 * TILE_H * TILE_W * groups)))
     maxima = torch.empty((at_once * TILE_H * TILE_W, groups), dtype=torch.float32, device=value.device)
 
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         for b in range(B):
             cells, memory_cells = channels_last(query[b : b + 1])[0], channels_last(memory[b])
+            plan = select_plan(cells.shape[1], groups, k, M, strict=window.strict)
             for first_tile in range(0, tiles, at_once):
-                count = min(at_once, tiles - first_tile)
-                part = maxima[: count * TILE_H * TILE_W]
-                _group_maxima(part, 0, cells, memory_cells[:global_frames], (h, w), everywhere, first_tile)
-                _group_maxima(
-                    part, global_groups, cells, memory_cells[global_frames:], (h, w), window, first_tile
-                )
+                part = maxima[: min(at_once, tiles - first_tile) * TILE_H * TILE_W]
+                _group_maxima(part, 0, cells, memory_cells[:n], (h, w), whole, first_tile)
+                _group_maxima(part, n * whole.groups, cells, memory_cells[n:], (h, w), local, first_tile)
                 select_kernel[(triton.cdiv(len(part), queries_per_program),)](
-                    cells,
-                    memory_cells,
-                    part,
-                    value[b],
-                    readout[b],
-                    *value.stride()[1:],
-                    h,
-                    w,
-                    window.rows,
-                    window.columns,
-                    window.reach,
-                    window.radius,
-                    everywhere.columns,
-                    global_frames,
-                    first_tile,
-                    triton.cdiv(w, TILE_W),
-                    len(part),
-                    groups,
-                    temperature,
-                    **select_plan(cells.shape[1], groups, k, M, strict=window.strict),
-                    BLOCK_Q=queries_per_program,
-                )
+                    cells, memory_cells, part, value[b], readout[b], *value.stride()[1:], h, w,
+                    local.rows, local.columns, local.window.reach, local.window.radius, whole.columns, n,
+                    first_tile, tiles_x, len(part), groups, temperature,
+                    **plan, BLOCK_Q=queries_per_program,
+                )  # fmt: skip
     return readout
 
 
@@ -96,25 +76,13 @@ def _group_maxima(
     if len(frames) == 0:
         return
     h, w = size
+    window, is_hip = region.window, torch.version.hip is not None
+    plan = group_max_plan(cells.shape[1], cells.element_size(), _shared_bytes(cells), is_hip=is_hip)
     group_max_kernel[(len(maxima) // (TILE_H * TILE_W), len(frames))](
-        cells,
-        frames,
-        maxima,
-        h,
-        w,
-        region.rows,
-        region.columns,
-        region.reach,
-        region.radius,
-        first_tile,
-        triton.cdiv(w, TILE_W),
-        first_group,
-        maxima.shape[1],
-        STRICT=region.strict,
-        **group_max_plan(
-            cells.shape[1], cells.element_size(), _shared_bytes(cells), is_hip=torch.version.hip is not None
-        ),
-    )
+        cells, frames, maxima, h, w, region.rows, region.columns, window.reach, window.radius,
+        first_tile, triton.cdiv(w, TILE_W), first_group, maxima.shape[1],
+        STRICT=window.strict, **plan,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,24 +90,20 @@ class Region:
     """The rectangle of memory cells that a tile of queries looks at, slid inside the frame at its borders.
 
     Attributes:
-        radius: of the window; `strict` makes it a disc of cells nearer than `radius`, else it is a square.
-        reach: cells between a tile's first query and the rectangle's first cell, before sliding.
+        window: of each query.
         rows: height of the rectangle.
         columns: width of the rectangle in whole groups; the last ones may lie beyond a narrow frame.
     """
 
-    radius: int
-    strict: bool
-    reach: int
+    window: Window
     rows: int
     columns: int
 
     @classmethod
-    def around_tile(cls, h: int, w: int, radius: int, *, strict: bool) -> "Region":
+    def around_tile(cls, h: int, w: int, window: Window) -> "Region":
         """The region that holds the windows of all queries of a tile."""
-        reach = radius - 1 if strict else radius
-        columns = min(TILE_W + 2 * reach, w)
-        return cls(radius, strict, reach, min(TILE_H + 2 * reach, h), triton.cdiv(columns, GROUP) * GROUP)
+        columns = min(TILE_W + 2 * window.reach, w)
+        return cls(window, min(TILE_H + 2 * window.reach, h), triton.cdiv(columns, GROUP) * GROUP)
 
     @property
     def groups(self) -> int:
@@ -160,34 +124,23 @@ def group_max_plan(channels: int, element_bytes: int, shared_bytes: int, *, is_h
     ]
     resident = element_bytes == 2 and channels & (channels - 1) == 0 and bool(fitting)
     return {
-        "CHANNELS": channels,
-        "BLOCK_C": channels if resident else min(channels, 128 // element_bytes),
-        "TILE_H": TILE_H,
-        "TILE_W": TILE_W,
-        "BLOCK_N": BLOCK_KEYS,
-        "GROUP": GROUP,
+        "CHANNELS": channels, "BLOCK_C": channels if resident else min(channels, 128 // element_bytes),
+        "TILE_H": TILE_H, "TILE_W": TILE_W, "BLOCK_N": BLOCK_KEYS, "GROUP": GROUP,
         "PRECISION": "ieee" if is_hip else "tf32x3",
-        "num_warps": 8,
-        "num_stages": fitting[0] if resident else in_flight[0],
-    }
+        "num_warps": 8, "num_stages": fitting[0] if resident else in_flight[0],
+    }  # fmt: skip
 
 
 def select_plan(channels: int, groups: int, k: int, value_channels: int, *, strict: bool) -> dict[str, Any]:
     """How `select_kernel` is compiled: one warp, so that no step waits for another warp."""
     return {
-        "CHANNELS": channels,
-        "BLOCK_C": min(256, channels & -channels),
-        "STRICT": strict,
-        "TILE_H": TILE_H,
-        "TILE_W": TILE_W,
-        "GROUP": GROUP,
+        "CHANNELS": channels, "BLOCK_C": min(256, channels & -channels), "STRICT": strict,
+        "TILE_H": TILE_H, "TILE_W": TILE_W, "GROUP": GROUP,
         "CHUNK": min(CHUNK, max(16, triton.next_power_of_2(groups))),
-        "K": k,
-        "K_PAD": triton.next_power_of_2(k),
-        "M": value_channels,
-        "M_PAD": triton.next_power_of_2(value_channels),
+        "K": k, "K_PAD": triton.next_power_of_2(k),
+        "M": value_channels, "M_PAD": triton.next_power_of_2(value_channels),
         "num_warps": 1,
-    }
+    }  # fmt: skip
 
 
 def _shared_bytes(tensor: Tensor) -> int:

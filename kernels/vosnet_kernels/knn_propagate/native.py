@@ -1,10 +1,9 @@
-"""`knn_propagate` in C++ on the CPU: loading, checking once, and calling it."""
+"""`knn_propagate` in C++ on the CPU: build it, check it once, call it."""
 
 import ctypes
 import logging
 import threading
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from vosnet_kernels.knn_propagate.reference import knn_propagate_reference
 from vosnet_kernels.native.build import BuildError, build
 from vosnet_kernels.native.capability import PATHS, InstructionPath, can_run, can_use_native
+from vosnet_kernels.window import Window
 from vosnet_kernels.workspace import workspace_bytes
 
 logger = logging.getLogger("vosnet_kernels")
@@ -70,9 +70,7 @@ class Kernel:
         *,
         k: int,
         temperature: float,
-        radius: int,
-        shape: str = "square",
-        global_frames: int = 0,
+        window: Window,
         num_threads: int | None = None,
         prune: bool = True,
     ) -> tuple[Tensor, Counters] | None:
@@ -97,7 +95,7 @@ class Kernel:
                 labels.stride()[1:],
                 (0, 0, 0),
                 *(T, C, h, w, M, k),
-                *(min(radius, h + w), int(shape == "disc"), global_frames),
+                *(min(window.radius, h + w), int(window.strict), window.global_frames),
                 *(DTYPES[query.dtype], num_threads or torch.get_num_threads(), int(prune)),
                 temperature,
             )
@@ -115,34 +113,19 @@ class Kernel:
 
 
 def knn_propagate_native(
-    query: Tensor,
-    memory: Tensor,
-    value: Tensor,
-    *,
-    k: int,
-    temperature: float,
-    radius: int,
-    shape: str,
-    global_frames: int,
+    query: Tensor, memory: Tensor, value: Tensor, *, k: int, temperature: float, window: Window
 ) -> Tensor | None:
     """`knn_propagate_reference` by the native kernel, or None (with a debug log line) if it cannot serve."""
-    obstacle = can_search_natively(memory)
-    kernel = native_kernel()
+    _, T, _, h, w = memory.shape
+    obstacle, kernel = None, native_kernel()
+    if T * h * w > MAX_CELLS:
+        obstacle = f"{T * h * w} memory cells exceed the {MAX_CELLS} that the native kernel can count"
     if obstacle is None and isinstance(kernel, Kernel):
-        settings: dict[str, Any] = {"k": k, "temperature": temperature, "radius": radius, "shape": shape}
-        found = kernel.search(query, memory, value, **settings, global_frames=global_frames)
+        found = kernel.search(query, memory, value, k=k, temperature=temperature, window=window)
         if found is not None:
             return found[0]
         obstacle = "features are not finite or their norm exceeds 1e15"
     logger.debug("knn_propagate: not the native kernel this time: %s", obstacle or kernel)
-    return None
-
-
-def can_search_natively(memory: Tensor) -> str | None:
-    """Why `memory` [B, T, C, h, w] must take another way, or None."""
-    _, T, _, h, w = memory.shape
-    if T * h * w > MAX_CELLS:
-        return f"{T * h * w} memory cells exceed the {MAX_CELLS} that the native kernel can count"
     return None
 
 
@@ -151,7 +134,7 @@ _chosen: list[Kernel | str] = []
 
 
 def native_kernel() -> Kernel | str:
-    """The fastest kernel that can be built here, or the reason why there is none. Built once per process."""
+    """The fastest kernel that can be built here, or why there is none. Decided once per process."""
     with _lock:
         if not _chosen:
             _chosen.append(_choose())
@@ -175,7 +158,7 @@ def _choose() -> Kernel | str:
 
 
 def load(path: InstructionPath) -> Kernel:
-    """The kernel for `path`, built if need be, after it has solved a small problem rightly.
+    """The kernel for `path`, built if need be and checked on a small problem.
 
     Raises:
         BuildError: if it cannot be built, loaded or used, or gives a wrong answer.
@@ -186,7 +169,7 @@ def load(path: InstructionPath) -> Kernel:
     except OSError as error:
         raise BuildError(f"{library_path} cannot be loaded: {error}") from error
     if library.vosnet_prepare() != 0:
-        raise BuildError("the system does not lend its tile registers to this process")
+        raise BuildError("the operating system denies this process the tile registers")
     kernel = Kernel(path, library)
     _self_check(kernel)
     return kernel
@@ -197,16 +180,16 @@ def _self_check(kernel: Kernel) -> None:
     query = torch.randn(1, 40, 6, 9, generator=generator) / 6
     memory = torch.randn(1, 3, 40, 6, 9, generator=generator) / 6
     value = torch.rand(1, 3, 2, 6, 9, generator=generator)
-    settings: dict[str, Any] = {"k": 5, "temperature": 0.1, "radius": 4, "shape": "disc", "global_frames": 1}
+    window = Window(4, "disc", global_frames=1)
     with torch.no_grad():
-        expected = knn_propagate_reference(query, memory, value, **settings)
-    found = kernel.search(query, memory, value, **settings)
+        expected = knn_propagate_reference(query, memory, value, k=5, temperature=0.1, **asdict(window))
+    found = kernel.search(query, memory, value, k=5, temperature=0.1, window=window)
     if found is None or not bool(((found[0] - expected).abs() < SELF_CHECK_TOLERANCE).all()):
         raise BuildError("the compiled kernel gives a wrong answer on its self-check and is not used")
 
 
 def _readable(features: Tensor) -> Tensor:
-    """In a dtype the kernel reads, with neighbouring columns side by side."""
+    """In a dtype the kernel reads, with neighboring columns side by side."""
     if features.dtype not in DTYPES:
         features = features.float()
     return features if features.stride(-1) == 1 else features.contiguous()

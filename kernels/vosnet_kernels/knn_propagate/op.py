@@ -1,16 +1,18 @@
-"""The contract of `knn_propagate`: schema, one implementation per device, fake, argument checks."""
+"""The contract of `knn_propagate`: schema, choice of an implementation, fake, argument checks."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vosnet_kernels.backends import Backend, cpu_backend, cuda_backend, log_choice
-from vosnet_kernels.checks import check_tensors
-from vosnet_kernels.knn_propagate.cpu import knn_propagate_tiled
+from vosnet_kernels.checks import check_temperature, check_tensors
 from vosnet_kernels.knn_propagate.native import knn_propagate_native
+from vosnet_kernels.knn_propagate.tiled import knn_propagate_tiled
 from vosnet_kernels.precision import full_float32
+from vosnet_kernels.window import Window
 
-SHAPES = ("square", "disc")
-TRITON_MAX_K = 32  # neighbours and value channels that one warp holds in registers
+TRITON_MAX_K = 32  # neighbors and value channels that one warp holds in registers
 TRITON_MAX_CHANNELS = 256
 
 
@@ -28,16 +30,16 @@ def knn_propagate(
     """Copy from the k most similar memory cells: the label propagation of Jabri et al. 2020.
 
     Per query cell, the k largest dot products over all candidates of all frames are divided by `temperature`
-    and turned into weights by a softmax over those k; the weighted sum of their values is the read-out.
+    and turned into weights by a softmax over those k; the weighted sum of their values is the readout.
     Features are used as given (callers normalize them) and must be finite; sums are float32.
 
     Args:
         query: features of the frame being explained, [B, C, h, w].
         memory: features of the frames to copy from, [B, T, C, h, w], query's dtype.
         value: what is copied, e.g. mask probabilities, [B, T, M, h, w], any floating dtype.
-        k: neighbours per query cell, at least 1; where fewer candidates exist, all of them.
+        k: neighbors per query cell, at least 1; where fewer candidates exist, all of them.
         temperature: softmax temperature, positive.
-        radius: reach of the neighbourhood in cells. It is cut off at the frame's border.
+        radius: reach of the neighborhood in cells. It is cut off at the frame's border.
         shape: "square" keeps |dy|, |dx| <= radius; "disc" keeps dy^2 + dx^2 < radius^2 (strict).
         global_frames: this many frames at the start of memory are searched over the whole frame.
 
@@ -47,7 +49,7 @@ def knn_propagate(
     Raises:
         ValueError: if shapes, devices or settings do not fit; the message holds the rule and the values.
         TypeError: if a tensor is not floating or query and memory differ in dtype.
-        RuntimeError: if an input requires grad while gradients are recorded: choosing neighbours is not
+        RuntimeError: if an input requires grad while gradients are recorded: choosing neighbors is not
             differentiable, and this op is for inference.
     """
     if torch.is_grad_enabled() and (query.requires_grad or memory.requires_grad or value.requires_grad):
@@ -70,143 +72,52 @@ torch.library.define(
 _knn_propagate = torch.ops.vosnet.knn_propagate.default
 
 
-@torch.library.impl("vosnet::knn_propagate", "cpu")
-def _(
-    query: Tensor,
-    memory: Tensor,
-    value: Tensor,
-    k: int,
-    temperature: float,
-    radius: int,
-    shape: str,
-    global_frames: int,
-) -> Tensor:
-    check_arguments(query, memory, value, k, temperature, radius, shape, global_frames)
-    backend = cpu_backend("knn_propagate")
-    log_choice("knn_propagate", backend)
-    if backend.name == "native":
-        readout = knn_propagate_native(
-            query,
-            memory,
-            value,
-            k=k,
-            temperature=temperature,
-            radius=radius,
-            shape=shape,
-            global_frames=global_frames,
-        )
-        if readout is not None:
-            return readout
-    return _tiled(query, memory, value, k, temperature, radius, shape, global_frames)
+@torch.library.impl("vosnet::knn_propagate", ("cpu", "cuda"))
+def _(query: Tensor, memory: Tensor, value: Tensor, k: int, temperature: float, *region: Any) -> Tensor:
+    window = Window(*region)
+    check_arguments(query, memory, value, k, temperature, window)
+    chosen = backend(query.device, k, value.shape[2])
+    log_choice("knn_propagate", chosen)
+    readout = None
+    if chosen.name == "native":
+        readout = knn_propagate_native(query, memory, value, k=k, temperature=temperature, window=window)
+    elif chosen.name == "triton":
+        from vosnet_kernels.knn_propagate.launch_triton import knn_propagate_triton  # triton is optional
 
-
-@torch.library.impl("vosnet::knn_propagate", "cuda")
-def _(
-    query: Tensor,
-    memory: Tensor,
-    value: Tensor,
-    k: int,
-    temperature: float,
-    radius: int,
-    shape: str,
-    global_frames: int,
-) -> Tensor:
-    check_arguments(query, memory, value, k, temperature, radius, shape, global_frames)
-    backend = choose_on_cuda(query.device, k, value.shape[2])
-    log_choice("knn_propagate", backend)
-    if backend.name == "torch":
-        return _tiled(query, memory, value, k, temperature, radius, shape, global_frames)
-    from vosnet_kernels.knn_propagate.launch_triton import knn_propagate_triton  # triton is optional
-
-    return knn_propagate_triton(
-        query,
-        memory,
-        value,
-        k=k,
-        temperature=temperature,
-        radius=radius,
-        shape=shape,
-        global_frames=global_frames,
-    )
+        readout = knn_propagate_triton(query, memory, value, k=k, temperature=temperature, window=window)
+    if readout is None:
+        with full_float32(query.device.type):  # scores rounded to half precision choose other neighbors
+            readout = knn_propagate_tiled(query, memory, value, k=k, temperature=temperature, window=window)
+    return readout
 
 
 @torch.library.register_fake("vosnet::knn_propagate")  # type: ignore[untyped-decorator]
-def _(
-    query: Tensor,
-    memory: Tensor,
-    value: Tensor,
-    k: int,
-    temperature: float,
-    radius: int,
-    shape: str,
-    global_frames: int,
-) -> Tensor:
-    check_arguments(query, memory, value, k, temperature, radius, shape, global_frames)
+def _(query: Tensor, memory: Tensor, value: Tensor, k: int, temperature: float, *region: Any) -> Tensor:
+    check_arguments(query, memory, value, k, temperature, Window(*region))
     B, _, M, h, w = value.shape
     return value.new_empty((B, M, h, w))
 
 
-def _tiled(
-    query: Tensor,
-    memory: Tensor,
-    value: Tensor,
-    k: int,
-    temperature: float,
-    radius: int,
-    shape: str,
-    global_frames: int,
-) -> Tensor:
-    with full_float32(query.device.type):  # scores rounded to half precision choose other neighbours
-        return knn_propagate_tiled(
-            query,
-            memory,
-            value,
-            k=k,
-            temperature=temperature,
-            radius=radius,
-            shape=shape,
-            global_frames=global_frames,
-        )
-
-
-def choose_on_cuda(device: torch.device, k: int, value_channels: int) -> Backend:
-    """The implementation for tensors of a CUDA `device`."""
-    backend = cuda_backend("knn_propagate", device)
-    if backend.name == "triton" and (k > TRITON_MAX_K or value_channels > TRITON_MAX_CHANNELS):
+def backend(device: torch.device, k: int, value_channels: int) -> Backend:
+    """The implementation for tensors of `device`, and why."""
+    if device.type != "cuda":
+        return cpu_backend("knn_propagate")
+    chosen = cuda_backend("knn_propagate", device)
+    if chosen.name == "triton" and (k > TRITON_MAX_K or value_channels > TRITON_MAX_CHANNELS):
         return Backend(
             "torch",
-            f"knn_propagate runs as tiled matmuls: its kernels hold {TRITON_MAX_K} neighbours and "
+            f"knn_propagate runs as tiled matmuls: its kernels hold {TRITON_MAX_K} neighbors and "
             f"{TRITON_MAX_CHANNELS} value channels, got k={k} and {value_channels} channels",
         )
-    return backend
+    return chosen
 
 
 def check_arguments(
-    query: Tensor,
-    memory: Tensor,
-    value: Tensor,
-    k: int,
-    temperature: float,
-    radius: int,
-    shape: str,
-    global_frames: int,
+    query: Tensor, memory: Tensor, value: Tensor, k: int, temperature: float, window: Window
 ) -> None:
     """Raise unless the arguments satisfy the contract of `knn_propagate`."""
     check_tensors("knn_propagate", query, memory, value)
     if k < 1:
-        raise ValueError(f"k must be at least 1 neighbour, got k={k}")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive and finite, got temperature={temperature}")
-    if shape not in SHAPES:
-        raise ValueError(f"shape must be one of {SHAPES}, got shape={shape!r}")
-    if radius < 0:
-        raise ValueError(f"radius must not be negative, got radius={radius}")
-    if shape == "disc" and radius < 1:
-        raise ValueError(
-            f'shape="disc" keeps dy^2 + dx^2 < radius^2: radius must be at least 1, got radius={radius}'
-        )
-    if not 0 <= global_frames <= memory.shape[1]:
-        raise ValueError(
-            f"global_frames must lie between 0 and memory's {memory.shape[1]} frames, "
-            f"got global_frames={global_frames}"
-        )
+        raise ValueError(f"k must be at least 1 neighbor, got k={k}")
+    check_temperature(temperature)
+    window.check(memory.shape[1])

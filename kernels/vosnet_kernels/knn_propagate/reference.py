@@ -1,4 +1,4 @@
-"""k nearest neighbours in a space-time window: the plain definition."""
+"""k nearest neighbors in a space-time window: the plain definition."""
 
 import torch
 from torch import Tensor
@@ -15,23 +15,10 @@ def knn_propagate_reference(
     shape: str = "square",
     global_frames: int = 0,
 ) -> Tensor:
-    """What each query cell copies from its `k` most similar memory cells.
+    """`knn_propagate` as its definition; arguments and result as there.
 
     The label propagation of Jabri et al. 2020 and Araslanov et al. 2021. Equal memory frames are not merged:
-    each copy is a neighbour of its own. Arithmetic is done in the dtype of the features.
-
-    Args:
-        query: features of the frame being explained, [B, C, h, w].
-        memory: features of the frames to copy from, [B, T, C, h, w].
-        value: what is copied, [B, T, M, h, w].
-        k: neighbours per query cell; where fewer candidates exist, all of them.
-        temperature: softmax temperature over the dot products of the k neighbours.
-        radius: reach of the neighbourhood, cells.
-        shape: "square" keeps |dy|, |dx| <= radius; "disc" keeps dy^2 + dx^2 < radius^2 (strict).
-        global_frames: this many frames at the start of memory are searched over the whole frame.
-
-    Returns:
-        Readout, [B, M, h, w], in value's dtype. Of equal dot products the lowest (frame, y, x) is taken.
+    each copy is a neighbor of its own. Arithmetic is done in the dtype of the features.
     """
     B, T, _, h, w = memory.shape
     affinity = torch.einsum("bcq,btcm->bqtm", query.flatten(2), memory.flatten(3))  # [B, hw, T, hw]

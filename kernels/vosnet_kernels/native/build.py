@@ -1,4 +1,4 @@
-"""Compile a C++ source once, keep the library in a cache, never load a broken one.
+"""Compile a C++ source once, keep the library in a cache, never load a damaged one.
 
 A cached library ends in the SHA-256 of all bytes before it (ELF readers ignore what follows the last
 section), so one atomic rename publishes code and checksum together: an interrupted compile leaves at most a
@@ -95,7 +95,7 @@ def _version(compiler: str) -> str:
     try:
         return _run([compiler, "--version"]).stdout
     except BuildError:
-        return ""  # it will fail again, with its message, when it is asked to compile
+        return ""  # compiling will fail too, and report why
 
 
 @contextlib.contextmanager
@@ -128,19 +128,14 @@ def _compile(compiler: str, source: Path, path: InstructionPath, library: Path) 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
+        plain_english = {**os.environ, "LC_ALL": "C"}
         return subprocess.run(
-            command,
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=COMPILE_TIMEOUT_S,
-            env={**os.environ, "LC_ALL": "C"},
+            command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, env=plain_english
         )
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line.lower()] or [
-            error.stderr.strip()
-        ]
-        raise BuildError(f"{command[0]} failed with status {error.returncode}: {lines[0][:300]}") from error
+        lines = error.stderr.splitlines()
+        reason = next((line for line in lines if "error" in line.lower()), error.stderr.strip())
+        raise BuildError(f"{command[0]} failed with status {error.returncode}: {reason[:300]}") from error
     except subprocess.TimeoutExpired as error:
         raise BuildError(f"{command[0]} took more than {COMPILE_TIMEOUT_S:.0f} s") from error
     except OSError as error:

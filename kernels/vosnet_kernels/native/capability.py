@@ -4,16 +4,15 @@ import functools
 import os
 import platform
 import sys
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 SWITCH = "VOSNET_KERNELS_NATIVE"
 CPUINFO = Path("/proc/cpuinfo")
 
-_AVX2 = ("-mavx2", "-mfma", "-mf16c")
-_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-_BF16 = (*_AVX512, "-mavx512bf16", "-DVOSNET_BF16")
+_AVX2 = ("avx2", "fma", "f16c")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
+_BF16 = (*_AVX512, "avx512_bf16")
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,9 @@ class InstructionPath:
     """One way to compile the kernels.
 
     Attributes:
-        name: what people read.
-        cpu_flags: what /proc/cpuinfo must list.
-        compiler_flags: what selects the instructions and the code that uses them.
+        name: for messages.
+        cpu_flags: instruction sets that /proc/cpuinfo must list.
+        compiler_flags: select the instructions and the code that uses them.
     """
 
     name: str
@@ -31,17 +30,16 @@ class InstructionPath:
     compiler_flags: tuple[str, ...]
 
 
-_AVX512_CPU = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
+def _path(name: str, instruction_sets: tuple[str, ...], *macros: str) -> InstructionPath:
+    selected = (f"-m{each.replace('avx512_', 'avx512').replace('_', '-')}" for each in instruction_sets)
+    return InstructionPath(name, frozenset(instruction_sets), (*selected, *macros))
+
 
 PATHS = (  # the fastest first
-    InstructionPath(
-        "AMX bf16",
-        frozenset(_AVX512_CPU | {"avx512_bf16", "amx_tile", "amx_bf16"}),
-        (*_BF16, "-mamx-tile", "-mamx-bf16", "-DVOSNET_AMX"),
-    ),
-    InstructionPath("AVX-512 bf16", frozenset(_AVX512_CPU | {"avx512_bf16"}), _BF16),
-    InstructionPath("AVX-512", frozenset(_AVX512_CPU), _AVX512),
-    InstructionPath("AVX2", frozenset({"avx2", "fma", "f16c"}), _AVX2),
+    _path("AMX bf16", (*_BF16, "amx_tile", "amx_bf16"), "-DVOSNET_BF16", "-DVOSNET_AMX"),
+    _path("AVX-512 bf16", _BF16, "-DVOSNET_BF16"),
+    _path("AVX-512", _AVX512),
+    _path("AVX2", _AVX2),
 )
 
 
@@ -69,11 +67,8 @@ def cpu_flags() -> frozenset[str]:
         lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return frozenset()
-    return next((frozenset(_words(line)) for line in lines if line.startswith("flags")), frozenset())
-
-
-def _words(line: str) -> Collection[str]:
-    return line.partition(":")[2].split()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())
 
 
 def _missing(path: InstructionPath) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
-from vosnet_kernels.precision import full_float32
-from vosnet_kernels.widened_readout.centered import centered_readout
-from vosnet_kernels.widened_readout.search import expected_positions
-from vosnet_kernels.windowed_readout.op import check_arguments, windowed_readout_with_lse
+from vosnet_kernels.checks import check_tensors
+from vosnet_kernels.widened_readout.tiled import far_readout
+from vosnet_kernels.window import Attention
+from vosnet_kernels.windowed_readout.op import windowed_readout_with_lse
 
 
 @torch.no_grad()
@@ -50,7 +51,9 @@ def widened_readout(
         ValueError: if shapes, devices or settings do not fit; the message holds the rule and the values.
         TypeError: if a tensor is not floating or query and memory differ in dtype.
     """
-    check_arguments(query, memory, value, radius, temperature, outside)
+    attention = Attention(radius, temperature, outside)
+    check_tensors("widened_readout", query, memory, value)
+    attention.check()
     if len(dilations) != memory.shape[1] or min(dilations) < 1:
         raise ValueError(
             f"dilations must hold one number of at least 1 per memory frame, got {list(dilations)} "
@@ -61,43 +64,17 @@ def widened_readout(
     if near:
         frames = slice(near[0], near[-1] + 1) if near[-1] - near[0] + 1 == len(near) else near
         readout, lse = windowed_readout_with_lse(
-            query,
-            memory[:, frames],
-            value[:, frames],
-            radius=radius,
-            temperature=temperature,
-            outside=outside,
+            query, memory[:, frames], value[:, frames], **asdict(attention)
         )
         parts.append((readout.to(lse.dtype), lse))
     for t, dilation in enumerate(dilations):
         if dilation > 1:
-            frame = memory[:, t], value[:, t]
-            parts.append(_far_readout(query, *frame, radius, dilation, temperature, outside))
+            parts.append(far_readout(query, memory[:, t], value[:, t], dilation, attention))
     return _merged(parts).to(value.dtype)
 
 
-def _far_readout(
-    query: Tensor,
-    memory: Tensor,
-    value: Tensor,
-    radius: int,
-    dilation: int,
-    temperature: float,
-    outside: str,
-) -> tuple[Tensor, Tensor]:
-    """Readout [B, M, h, w] and log-sum-exp [B, h, w] of one far frame."""
-    positions = expected_positions(query, memory, radius, dilation, temperature)
-    with full_float32(query.device.type):
-        found = [
-            centered_readout(*each, radius, temperature, outside)
-            for each in zip(query, memory, value, positions, strict=True)
-        ]
-    readouts, sums = zip(*found, strict=True)
-    return torch.stack(readouts), torch.stack(sums)
-
-
 def _merged(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """One softmax over all parts: each part's readout counts by its share of the exponentials."""
+    """One softmax over all parts: each part's readout is weighted by its share of the exponentials."""
     if len(parts) == 1:
         return parts[0][0]
     shares = torch.stack([lse for _, lse in parts]).softmax(0)  # [parts, B, h, w]

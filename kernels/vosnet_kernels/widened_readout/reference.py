@@ -22,25 +22,10 @@ def widened_readout_reference(
     temperature: float = 1.0,
     outside: str = "exclude",
 ) -> Tensor:
-    """Copy values from memory, weighted by one softmax over a window in every frame.
+    """`widened_readout` as its definition; arguments and result as there.
 
-    The restricted attention of Lai et al. 2020 with its two-step search. A frame of dilation 1 is read in the
-    window around each query cell. In a frame of dilation d > 1 a window whose cells lie d apart is searched
-    first; the expected position under the softmax of its logits, not rounded to cells, is where that query
-    cell's window lies. Features and values between cells are bilinear, zero beyond the frame.
-
-    Args:
-        query: features of the frame being explained, [B, C, h, w].
-        memory: features of the earlier frames, [B, T, C, h, w].
-        value: what is copied, [B, T, M, h, w].
-        radius: window half-side, inclusive, in cells; in steps of `dilation` for the first search.
-        dilations: one per memory frame.
-        temperature: divides the affinity, in both searches.
-        outside: "exclude" gives positions beyond the frame's outermost cells no weight, "zero" lets them keep
-            the logit and value that zeros around the frame give. The first search always excludes them.
-
-    Returns:
-        Readout, [B, M, h, w].
+    The restricted attention of Lai et al. 2020 with its two-step search. Features and values between cells
+    are bilinear, zero beyond the frame.
     """
     readouts = []
     for one, frames, values in zip(query, memory, value, strict=True):
@@ -61,15 +46,7 @@ def widened_readout_reference(
 def expected_positions(
     query: Tensor, memory: Tensor, radius: int, dilation: int, temperature: float
 ) -> Tensor:
-    """Where each query cell is expected in a frame, (y, x) in cells, [2, h, w].
-
-    Args:
-        query: features, [C, h, w].
-        memory: features of one frame, [C, h, w].
-        radius: half-side of the searched window in steps of `dilation` cells.
-        dilation: step between the cells searched.
-        temperature: divides the affinity.
-    """
+    """Expected position of each query cell [C, h, w] in a frame [C, h, w]: (y, x) in cells, [2, h, w]."""
     at = _cells(query)
     found, inside = _windows(memory, at, radius, dilation)
     logits = torch.einsum("chw,cphw->phw", query, found) / temperature

@@ -1,4 +1,4 @@
-"""How the CPU implementation cuts a frame: tiles of query cells, and bands that hold their windows.
+"""How the tiled implementation cuts a frame: blocks of tiles of query cells, bands that hold their windows.
 
 The memory columns that one column of tiles can see are a band [h, T, U, C]: whole rows of cells below each
 other, so the window of a tile is a block of rows, and the windows of several tiles are one strided view.
@@ -6,6 +6,7 @@ other, so the window of a tile is a block of rows, and the windows of several ti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
@@ -13,22 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TILE = 8
+from vosnet_kernels.window import TILE, Span, Window, tile_spans
+
+LOG2_E, LN_2 = math.log2(math.e), math.log(2.0)  # logits are kept in base 2: exp2 is the fast exponential
 # Instead of -inf, whose differences are NaN: far below every logit, and 2 to this power is exactly 0.
 NEVER = -1e30
-
-
-class Span(NamedTuple):
-    """One tile along one axis: its query cells [start, stop) and the cells they see [low, high)."""
-
-    start: int
-    stop: int
-    low: int
-    high: int
-
-    def shape(self) -> tuple[int, int, int]:
-        """Query cells, window cells and the offset between them: tiles that agree share their mask."""
-        return self.stop - self.start, self.high - self.low, self.start - self.low
 
 
 class Block(NamedTuple):
@@ -41,16 +31,7 @@ class Block(NamedTuple):
     def query_cells(self) -> tuple[slice, slice]:
         """The part of the frame that the tiles cover."""
         height = (self.num_tiles - 1) * TILE + self.rows.stop - self.rows.start
-        return slice(self.rows.start, self.rows.start + height), slice(self.cols.start, self.cols.stop)
-
-
-def tile_spans(size: int, radius: int) -> list[Span]:
-    """All tiles along an axis of `size` cells; the last one may be narrower, windows are cut at the frame."""
-    starts = range(0, size, TILE)
-    return [
-        Span(start, min(start + TILE, size), max(start - radius, 0), min(start + TILE + radius, size))
-        for start in starts
-    ]
+        return slice(self.rows.start, self.rows.start + height), self.cols.queries
 
 
 def column_blocks(height: int, cols: Span, radius: int, most: int) -> Iterator[Block]:
@@ -65,30 +46,20 @@ class WindowMasks:
     """0 where a query cell sees a cell of its tile's window, NEVER elsewhere: [tile, rows * T * U]."""
 
     def __init__(self, radius: int, frames: int, like: Tensor) -> None:
-        self._radius, self._frames, self._like = radius, frames, like
+        self._window, self._frames, self._like = Window(radius), frames, like
         self._cols_shape: tuple[int, int, int] | None = None
         self._masks: dict[tuple[int, int, int], Tensor] = {}
 
     def __getitem__(self, block: Block) -> Tensor:
         rows_shape, cols_shape = block.rows.shape(), block.cols.shape()
-        if cols_shape != self._cols_shape:  # neighbouring columns share masks; older ones never return
+        if cols_shape != self._cols_shape:  # neighboring columns share masks; older ones never return
             self._masks.clear()
             self._cols_shape = cols_shape
         if rows_shape not in self._masks:
-            self._masks[rows_shape] = self._build(rows_shape, cols_shape)
+            bias = self._window.bias(block.rows, block.cols, NEVER, self._like)[:, :, :, None]
+            every_frame = bias.expand(-1, -1, -1, self._frames, -1)  # [th, tw, rows, T, U]
+            self._masks[rows_shape] = every_frame.reshape(rows_shape[0] * cols_shape[0], -1)
         return self._masks[rows_shape]
-
-    def _build(self, rows: tuple[int, int, int], cols: tuple[int, int, int]) -> Tensor:
-        seen_y, seen_x = self._seen(rows), self._seen(cols)  # [th, rows], [tw, U]
-        seen = seen_y[:, None, :, None, None] & seen_x[None, :, None, None, :]  # [th, tw, rows, 1, U]
-        mask = self._like.new_zeros(seen.shape).masked_fill_(~seen, NEVER)
-        return mask.expand(-1, -1, -1, self._frames, -1).reshape(rows[0] * cols[0], -1)
-
-    def _seen(self, shape: tuple[int, int, int]) -> Tensor:
-        queries, cells, offset = shape
-        device = self._like.device
-        query_at = torch.arange(queries, device=device) + offset
-        return (query_at[:, None] - torch.arange(cells, device=device)).abs() <= self._radius
 
 
 def channels_last(frames: Tensor, dtype: torch.dtype) -> Tensor:
@@ -105,7 +76,7 @@ def channels_last(frames: Tensor, dtype: torch.dtype) -> Tensor:
 
 def key_band(keys: Tensor, cols: Span) -> Tensor:
     """The memory columns that a column of tiles can see: [T, h, w, C] -> [h, T, U, C]."""
-    return keys[:, :, cols.low : cols.high].transpose(0, 1).contiguous()
+    return keys[:, :, cols.cells].transpose(0, 1).contiguous()
 
 
 def key_windows(band: Tensor, block: Block) -> Tensor:

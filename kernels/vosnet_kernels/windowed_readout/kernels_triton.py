@@ -25,11 +25,12 @@ PRECISION = tl.constexpr("ieee")  # float32 features keep all their bits; it say
 
 
 @triton.jit
-def _tile_cells(tile, tiles_x, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Corner of a tile and the coordinates of its cells, row-major."""
+def _tile_cells(tile, tiles_x, h, w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Corner of a tile; coordinates and index of its cells, row-major, and whether they are in the frame."""
     y0, x0 = (tile // tiles_x) * TILE_H, (tile % tiles_x) * TILE_W
     n = tl.arange(0, TILE_H * TILE_W)
-    return y0, x0, y0 + n // TILE_W, x0 + n % TILE_W
+    y, x = y0 + n // TILE_W, x0 + n % TILE_W
+    return y0, x0, y, x, y * w + x, (y < h) & (x < w)
 
 
 @triton.jit
@@ -40,10 +41,12 @@ def _walk(start, size, radius, TILE: tl.constexpr, STEP: tl.constexpr):
 
 
 @triton.jit
-def _block_cells(block, low_y, low_x, blocks_x, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Coordinates of the cells of one block of the walk, row-major."""
+def _block_cells(block, low_y, low_x, blocks_x, h, w, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Coordinates and index of the cells of one block, row-major, and whether they are in the frame."""
     n = tl.arange(0, ROWS * COLS)
-    return low_y + (block // blocks_x) * ROWS + n // COLS, low_x + (block % blocks_x) * COLS + n % COLS
+    y = low_y + (block // blocks_x) * ROWS + n // COLS
+    x = low_x + (block % blocks_x) * COLS + n % COLS
+    return y, x, y * w + x, (y < h) & (x < w)
 
 
 @triton.jit
@@ -91,10 +94,8 @@ def readout_fwd_kernel(
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     ZERO_OUTSIDE: tl.constexpr,
 ):  # fmt: skip
-    y0, x0, y, x = _tile_cells(tl.program_id(0), tiles_x, TILE_H, TILE_W)
+    y0, x0, y, x, own, inside = _tile_cells(tl.program_id(0), tiles_x, h, w, TILE_H, TILE_W)
     batch = tl.program_id(1).to(tl.int64)
-    inside = (y < h) & (x < w)
-    own = y * w + x
     query_ptr += batch * h * w * C
     if C <= BLOCK_C:
         q = _rows(query_ptr, own, inside, 0, C, BLOCK_C)
@@ -112,9 +113,8 @@ def readout_fwd_kernel(
     low_x, blocks_x = _walk(x0, w, radius, TILE_W, COLS)
     for step in range(frames * blocks_y * blocks_x):
         frame = batch * frames + step // (blocks_y * blocks_x)
-        key_y, key_x = _block_cells(step % (blocks_y * blocks_x), low_y, low_x, blocks_x, ROWS, COLS)
-        key_inside = (key_y < h) & (key_x < w)
-        cells = key_y * w + key_x
+        block = step % (blocks_y * blocks_x)
+        key_y, key_x, cells, key_inside = _block_cells(block, low_y, low_x, blocks_x, h, w, ROWS, COLS)
         keys_ptr = memory_ptr + frame * h * w * C
         if C <= BLOCK_C:
             k = _rows(keys_ptr, cells, key_inside, 0, C, BLOCK_C)
@@ -141,10 +141,8 @@ def readout_bwd_query_kernel(
     C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    y0, x0, y, x = _tile_cells(tl.program_id(0), tiles_x, TILE_H, TILE_W)
+    y0, x0, y, x, own, inside = _tile_cells(tl.program_id(0), tiles_x, h, w, TILE_H, TILE_W)
     batch = tl.program_id(1).to(tl.int64)
-    inside = (y < h) & (x < w)
-    own = y * w + x
     query_ptr += batch * h * w * C
     if C <= BLOCK_C:
         q = _rows(query_ptr, own, inside, 0, C, BLOCK_C)
@@ -158,9 +156,8 @@ def readout_bwd_query_kernel(
     low_x, blocks_x = _walk(x0, w, radius, TILE_W, COLS)
     for step in range(frames * blocks_y * blocks_x):
         frame = batch * frames + step // (blocks_y * blocks_x)
-        key_y, key_x = _block_cells(step % (blocks_y * blocks_x), low_y, low_x, blocks_x, ROWS, COLS)
-        key_inside = (key_y < h) & (key_x < w)
-        cells = key_y * w + key_x
+        block = step % (blocks_y * blocks_x)
+        key_y, key_x, cells, key_inside = _block_cells(block, low_y, low_x, blocks_x, h, w, ROWS, COLS)
         keys_ptr = memory_ptr + frame * h * w * C
         k = _rows(keys_ptr, cells, key_inside, first, C, BLOCK_C)
         if C <= BLOCK_C:
@@ -183,11 +180,9 @@ def readout_bwd_memory_kernel(
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     NEEDS_MEMORY: tl.constexpr, NEEDS_VALUE: tl.constexpr,
 ):  # fmt: skip
-    y0, x0, y, x = _tile_cells(tl.program_id(0), tiles_x, TILE_H, TILE_W)
+    y0, x0, y, x, own, inside = _tile_cells(tl.program_id(0), tiles_x, h, w, TILE_H, TILE_W)
     frame = tl.program_id(1).to(tl.int64)
     batch = frame // frames
-    inside = (y < h) & (x < w)
-    own = y * w + x
     memory_ptr += frame * h * w * C
     query_ptr += batch * h * w * C
     if C <= BLOCK_C:
@@ -202,9 +197,7 @@ def readout_bwd_memory_kernel(
     low_y, blocks_y = _walk(y0, h, radius, TILE_H, ROWS)
     low_x, blocks_x = _walk(x0, w, radius, TILE_W, COLS)
     for step in range(blocks_y * blocks_x):
-        query_y, query_x = _block_cells(step, low_y, low_x, blocks_x, ROWS, COLS)
-        query_inside = (query_y < h) & (query_x < w)
-        cells = query_y * w + query_x
+        query_y, query_x, cells, query_inside = _block_cells(step, low_y, low_x, blocks_x, h, w, ROWS, COLS)
         q = _rows(query_ptr, cells, query_inside, first, C, BLOCK_C)
         if C <= BLOCK_C:
             affinity = tl.dot(k, tl.trans(q), input_precision=PRECISION)

@@ -1,4 +1,4 @@
-"""Launches of the windowed readout's Triton kernels: layouts, configurations, sizes to compile ahead."""
+"""Launches of the windowed readout's Triton kernels: layouts and configurations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from vosnet_kernels.aot import AotCase
+from vosnet_kernels.window import Attention
 from vosnet_kernels.windowed_readout.kernels_triton import (
     LOG2_E,
     readout_bwd_memory_kernel,
@@ -19,7 +19,7 @@ from vosnet_kernels.windowed_readout.kernels_triton import (
 
 
 class Config(NamedTuple):
-    """How a kernel is launched: found by compiling for each family (`vosnet_kernels.aot`), none spills.
+    """How a kernel is launched: chosen per family so that no kernel spills (see `vosnet_kernels.aot`).
 
     Attributes:
         tile: rows and columns of cells that a program owns.
@@ -54,16 +54,16 @@ def config(kernel: str, family: str, channels: int, itemsize: int) -> Config:
 
 
 def readout_forward(
-    query: Tensor, memory: Tensor, value: Tensor, radius: int, temperature: float, outside: str
+    query: Tensor, memory: Tensor, value: Tensor, attention: Attention
 ) -> tuple[Tensor, Tensor]:
-    """As `cpu.readout_forward`."""
+    """As `tiled.readout_forward`."""
     b, _, h, w = query.shape
     values = _padded_cells(value)
     out = values.new_empty((b, h, w, values.shape[-1]))
     lse = query.new_empty((b, h, w), dtype=torch.float32)
     inputs = (_cells(query), _cells(memory), values)
-    flags = {"ZERO_OUTSIDE": outside == "zero"}
-    _launch(readout_fwd_kernel, "forward", inputs, (out, lse), radius, temperature, flags)
+    flags = {"ZERO_OUTSIDE": attention.outside == "zero"}
+    _launch(readout_fwd_kernel, "forward", inputs, (out, lse), attention, flags)
     return _values(out, value), lse
 
 
@@ -74,23 +74,22 @@ def readout_backward(
     value: Tensor,
     lse: Tensor,
     delta: Tensor,
-    radius: int,
-    temperature: float,
+    attention: Attention,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """As `cpu.readout_backward`."""
+    """As `tiled.readout_backward`."""
     needs_query, needs_memory, needs_value = needs
     queries, memories, values = _cells(query), _cells(memory), _padded_cells(value)
     inputs = (queries, memories, values, _padded_cells(grad).to(values.dtype), lse, delta.contiguous())
     d_query = torch.empty_like(queries) if needs_query else None
     if d_query is not None:
-        _launch(readout_bwd_query_kernel, "query", inputs, (d_query,), radius, temperature, {})
+        _launch(readout_bwd_query_kernel, "query", inputs, (d_query,), attention, {})
     d_memory = torch.empty_like(memories) if needs_memory else None
     d_value = torch.empty_like(values) if needs_value else None
     if needs_memory or needs_value:
         flags = {"NEEDS_MEMORY": needs_memory, "NEEDS_VALUE": needs_value}
         results = (d_memory, d_value)
-        _launch(readout_bwd_memory_kernel, "memory", inputs, results, radius, temperature, flags)
+        _launch(readout_bwd_memory_kernel, "memory", inputs, results, attention, flags)
     return (
         None if d_query is None else d_query.movedim(-1, -3),
         None if d_memory is None else d_memory.movedim(-1, -3),
@@ -122,15 +121,14 @@ def _launch(
     name: str,
     inputs: Sequence[Tensor],
     results: Sequence[Tensor | None],
-    radius: int,
-    temperature: float,
+    attention: Attention,
     flags: dict[str, bool],
 ) -> None:
     """One program per tile, per batch or memory frame, and per chunk of channels whose gradient it owns."""
     query, memory, value = inputs[:3]
     b, h, w, c = query.shape
-    frames = memory.shape[1]
-    chosen, constants = _plan(name, _family(query.device), query.dtype, c, value.shape[-1], radius)
+    frames, radius, family = memory.shape[1], attention.radius, _family(query.device)
+    chosen, constants = launch_plan(name, family, query.dtype, c, value.shape[-1], radius)
     tiles_y, tiles_x = (triton.cdiv(size, tile) for size, tile in zip((h, w), chosen.tile))
     owns_channels = name == "query" or flags.get("NEEDS_MEMORY", False)
     chunks = triton.cdiv(c, constants["BLOCK_C"]) if owns_channels else 1
@@ -139,12 +137,12 @@ def _launch(
         return
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         kernel[grid](
-            *inputs, *results, LOG2_E.value / temperature, h, w, tiles_x, frames, radius,
+            *inputs, *results, LOG2_E.value / attention.temperature, h, w, tiles_x, frames, radius,
             **constants, **flags, num_warps=chosen.num_warps, num_stages=chosen.num_stages,
         )  # fmt: skip
 
 
-def _plan(
+def launch_plan(
     name: str, family: str, dtype: torch.dtype, c: int, m: int, radius: int
 ) -> tuple[Config, dict[str, int]]:
     """How kernel `name` is launched, and its constants."""
@@ -170,48 +168,3 @@ def _family(device: torch.device) -> str:
     # Consumer chips of later generations have less shared memory than the A100; its configurations fit them.
     major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 8
     return "sm_90" if major in {9, 10} else "sm_80"
-
-
-AOT_SIZES = [  # features, C, M, radius
-    ("bf16", 64, 3, 12),
-    ("bf16", 128, 3, 12),
-    ("bf16", 256, 3, 12),
-    ("bf16", 256, 32, 24),
-    ("bf16", 512, 3, 12),
-    ("bf16", 2048, 3, 12),  # more than is held at once: chunks
-    ("fp32", 64, 3, 12),
-    ("fp32", 256, 3, 12),
-]
-
-
-def aot_cases(target: str) -> list[AotCase]:
-    """Every kernel at the sizes that are used, as it would be launched on `target`."""
-    kernels = [
-        (readout_fwd_kernel, "forward", {"ZERO_OUTSIDE": True}),
-        (readout_bwd_query_kernel, "query", {}),
-        (readout_bwd_memory_kernel, "memory", {"NEEDS_MEMORY": True, "NEEDS_VALUE": False}),
-        (readout_bwd_memory_kernel, "memory", {"NEEDS_MEMORY": True, "NEEDS_VALUE": True}),
-    ]
-    return [
-        _aot_case(kernel, name, flags, target, *size) for size in AOT_SIZES for kernel, name, flags in kernels
-    ]
-
-
-def _aot_case(
-    kernel: Any, name: str, flags: dict[str, bool], target: str, features: str, c: int, m: int, radius: int
-) -> AotCase:
-    dtype = torch.bfloat16 if features == "bf16" else torch.float32
-    chosen, constants = _plan(name, target, dtype, c, m, radius)
-    signature = {}
-    for arg in kernel.arg_names:
-        if arg in {"lse_ptr", "delta_ptr"}:
-            signature[arg] = "*fp32"
-        elif arg.endswith("_ptr"):
-            signature[arg] = "*bf16" if dtype == torch.bfloat16 else "*fp32"
-        elif arg not in constants | flags:
-            signature[arg] = "fp32" if arg == "scale" else "i32"
-    return AotCase(
-        f"readout {name}{'+value' * flags.get('NEEDS_VALUE', False)} {features} C={c} M={m}",
-        kernel, signature, constants | flags, chosen.num_warps, chosen.num_stages,
-        matmuls=target == "gfx942" or features == "bf16",
-    )  # fmt: skip

@@ -15,9 +15,8 @@ from torch import Tensor
 from vosnet_kernels.backends import Backend, cpu_backend, cuda_backend, log_choice
 from vosnet_kernels.checks import check_tensors
 from vosnet_kernels.precision import full_float32
-from vosnet_kernels.windowed_readout import cpu
-
-OUTSIDE_RULES = ("exclude", "zero")
+from vosnet_kernels.window import Attention
+from vosnet_kernels.windowed_readout import tiled
 
 
 def windowed_readout(
@@ -68,28 +67,15 @@ def windowed_readout_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """`windowed_readout` and the log-sum-exp of each query cell's logits, [B, h, w], at least float32.
 
-    With the latter, readouts over different memories can be put together as if one softmax had seen them all:
-    each counts by exp of its log-sum-exp. Both results are differentiable.
+    Readouts of different memories, weighted by the softmax of their log-sum-exps, add up to the readout of
+    one softmax over all of them. Both results are differentiable.
     """
     readout, lse = _forward(query, memory, value, radius, temperature, outside)
     return readout, lse
 
 
-def check_arguments(
-    query: Tensor, memory: Tensor, value: Tensor, radius: int, temperature: float, outside: str
-) -> None:
-    """Raise unless the arguments satisfy the contract of `windowed_readout`."""
-    check_tensors("windowed_readout", query, memory, value)
-    if radius < 0:
-        raise ValueError(f"radius must not be negative, got radius={radius}")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive and finite, got temperature={temperature}")
-    if outside not in OUTSIDE_RULES:
-        raise ValueError(f"outside must be one of {OUTSIDE_RULES}, got outside={outside!r}")
-
-
 def backend(query: Tensor) -> Backend:
-    """Which implementation serves tensors like `query`, and why."""
+    """The implementation for tensors like `query`, and why."""
     if query.device.type != "cuda":
         return cpu_backend("windowed_readout")
     if query.dtype == torch.float64:
@@ -98,14 +84,14 @@ def backend(query: Tensor) -> Backend:
 
 
 def _implementation(query: Tensor) -> ModuleType:
-    """The module that `backend` names, told to the debug log."""
+    """The module that `backend` names; the choice is written to the debug log."""
     chosen = backend(query)
     log_choice("windowed_readout", chosen)
     if chosen.name == "triton":
         from vosnet_kernels.windowed_readout import launch_triton
 
         return launch_triton
-    return cpu
+    return tiled
 
 
 @torch.library.custom_op("vosnet::windowed_readout", mutates_args=())
@@ -113,18 +99,19 @@ def _forward(
     query: Tensor, memory: Tensor, value: Tensor, radius: int, temperature: float, outside: str
 ) -> tuple[Tensor, Tensor]:
     """Readout and log-sum-exp of the logits, [B, h, w] float32."""
-    check_arguments(query, memory, value, radius, temperature, outside)
+    attention = Attention(radius, temperature, outside)
+    check_tensors("windowed_readout", query, memory, value)
+    attention.check()
     forward = _implementation(query).readout_forward
     with full_float32(query.device.type):  # the logits of a sharp softmax do not survive rounding
-        out, lse = forward(query, memory, value, radius, temperature, outside)
+        out, lse = forward(query, memory, value, attention)
     return out, lse
 
 
 @_forward.register_fake
-def _(
-    query: Tensor, memory: Tensor, value: Tensor, radius: int, temperature: float, outside: str
-) -> tuple[Tensor, Tensor]:
-    check_arguments(query, memory, value, radius, temperature, outside)
+def _(query: Tensor, memory: Tensor, value: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    check_tensors("windowed_readout", query, memory, value)
+    Attention(*settings).check()
     b, _, h, w = query.shape
     sums = torch.promote_types(query.dtype, torch.float32)
     return value.new_empty((b, value.shape[2], h, w)), query.new_empty((b, h, w), dtype=sums)
@@ -142,28 +129,19 @@ def _backward(
     temperature: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, memory and value; an unneeded one is empty, as a schema knows no None."""
+    """Gradients of query, memory and value; unneeded ones are empty, because a schema has no None."""
     backward = _implementation(query).readout_backward
     with full_float32(query.device.type):
-        gradients = backward(grad, query, memory, value, lse, delta, radius, temperature, needs)
+        attention = Attention(radius, temperature)
+        gradients = backward(grad, query, memory, value, lse, delta, attention, needs)
     d_query, d_memory, d_value = (query.new_empty(0) if each is None else each for each in gradients)
     return d_query, d_memory, d_value
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    query: Tensor,
-    memory: Tensor,
-    value: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    radius: int,
-    temperature: float,
-    needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, query: Tensor, memory: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     b, t, c, h, w = memory.shape
-    needs_query, needs_memory, needs_value = needs
+    needs_query, needs_memory, needs_value = rest[-1]
     return (
         query.new_empty((b, h, w, c)).permute(0, 3, 1, 2) if needs_query else query.new_empty(0),
         memory.new_empty((b, t, h, w, c)).permute(0, 1, 4, 2, 3) if needs_memory else query.new_empty(0),

@@ -15,21 +15,10 @@ def windowed_readout_reference(
     temperature: float = 1.0,
     outside: str = "exclude",
 ) -> Tensor:
-    """Copy values from memory, weighted by a softmax over all cells in each query cell's window.
+    """`windowed_readout` as its definition; arguments and result as there.
 
-    Every intermediate has the inputs' dtype and is as large as the windows ask, so this serves small maps:
-    in float64 it is the truth that implementations are measured against, in lower precision the baseline.
-
-    Args:
-        query: features of the frame being explained, [B, C, h, w].
-        memory: features of the earlier frames, [B, T, C, h, w].
-        value: what is copied, [B, T, M, h, w].
-        radius: window half-side in cells, inclusive; the window is 2 * radius + 1 wide.
-        temperature: divides the affinity.
-        outside: "exclude" gives cells beyond the frame no weight, "zero" lets them keep logit 0 and value 0.
-
-    Returns:
-        Readout, [B, M, h, w].
+    Every intermediate has the inputs' dtype and holds all windows, so this is for small maps: in float64 it
+    is the truth that implementations are measured against, in lower precision the baseline.
     """
     logits = torch.einsum("bchw,btchwij->bhwtij", query, _windows(memory, radius)) / temperature
     if outside == "exclude":

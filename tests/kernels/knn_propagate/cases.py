@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from vosnet_kernels import knn_propagate
-from vosnet_kernels.knn_propagate.cpu import knn_propagate_tiled
 from vosnet_kernels.knn_propagate.reference import knn_propagate_reference
+from vosnet_kernels.knn_propagate.tiled import knn_propagate_tiled
+from vosnet_kernels.window import Window
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 Settings = dict[str, Any]
@@ -24,9 +25,14 @@ class Run:
     def __call__(self, query: Tensor, memory: Tensor, value: Tensor, **settings: Any) -> Tensor:
         if self.through_op:
             return knn_propagate(query, memory, value, **settings)
-        return knn_propagate_tiled(
-            query, memory, value, **{"shape": "square", "global_frames": 0, **settings}
-        )
+        return tiled(query, memory, value, **settings)
+
+
+def tiled(
+    query: Tensor, memory: Tensor, value: Tensor, *, k: int, temperature: float, **window: Any
+) -> Tensor:
+    """The tiled matmuls, with the settings of `knn_propagate`."""
+    return knn_propagate_tiled(query, memory, value, k=k, temperature=temperature, window=Window(**window))
 
 
 def inputs(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32) -> Inputs:
@@ -40,7 +46,7 @@ def inputs(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.flo
 
 
 def tied_inputs(shape: tuple[int, ...], seed: int = 0) -> Inputs:
-    """Features of small integers: sums are exact and most neighbours tie, so only the tie rule decides."""
+    """Features of small integers: sums are exact and most neighbors tie, so only the tie rule decides."""
     B, T, C, h, w, M = shape
     generator = torch.Generator().manual_seed(seed)
     query = torch.randint(-1, 2, (B, C, h, w), generator=generator).float()

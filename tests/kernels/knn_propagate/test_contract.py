@@ -84,7 +84,7 @@ def test_a_workspace_needs_a_byte() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_the_op_passes_opcheck(dtype: torch.dtype) -> None:
     settings = (4, 0.07, 2, "disc", 1)
-    torch.library.opcheck(op._knn_propagate, (*inputs(SHAPE, dtype=dtype), *settings))
+    torch.library.opcheck(torch.ops.vosnet.knn_propagate.default, (*inputs(SHAPE, dtype=dtype), *settings))
 
 
 def test_the_compiler_sees_one_graph_and_sizes_do_not_recompile_it() -> None:
@@ -144,21 +144,21 @@ def test_the_log_says_which_implementation_runs_and_why(caplog: pytest.LogCaptur
 
 def test_f40_without_triton_a_gpu_runs_the_tiled_matmuls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_has_triton", lambda: False)
-    chosen = op.choose_on_cuda(torch.device("cuda"), k=10, value_channels=4)
+    chosen = op.backend(torch.device("cuda"), k=10, value_channels=4)
     assert chosen == backends.Backend("torch", "knn_propagate runs as tiled matmuls: triton is not installed")
 
 
 def test_f40_an_old_gpu_runs_the_tiled_matmuls(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, "Old", (7, 5))
-    chosen = op.choose_on_cuda(torch.device("cuda"), k=10, value_channels=4)
+    chosen = op.backend(torch.device("cuda"), k=10, value_channels=4)
     assert chosen.name == "torch"
     assert "Old has capability 7.5, the kernels need 8.0" in chosen.reason
 
 
 def test_a_gpu_runs_triton_up_to_the_size_that_its_kernels_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, "New", (9, 0))
-    assert op.choose_on_cuda(torch.device("cuda"), k=32, value_channels=32).name == "triton"
-    too_many = op.choose_on_cuda(torch.device("cuda"), k=33, value_channels=32)
+    assert op.backend(torch.device("cuda"), k=32, value_channels=32).name == "triton"
+    too_many = op.backend(torch.device("cuda"), k=33, value_channels=32)
     assert too_many.name == "torch"
     assert "got k=33" in too_many.reason
 

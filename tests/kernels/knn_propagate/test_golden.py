@@ -1,4 +1,4 @@
-"""One step of the authors' own label propagation, every implementation against their read-outs."""
+"""One step of the authors' own label propagation, every implementation against their readouts."""
 
 import os
 from pathlib import Path

@@ -19,7 +19,7 @@ CASES = [
     pytest.param((1, 2, 4, 6, 5, 1), {"k": 3, "radius": 0}, id="own-cell-only"),
     pytest.param((1, 2, 4, 6, 25, 2), {"k": 3, "radius": 40}, id="window-wider-than-frame"),
     pytest.param((1, 2, 4, 6, 25, 2), {"k": 3, "radius": 40, "shape": "disc"}, id="disc-wider-than-frame"),
-    pytest.param((1, 64, 7, 9, 10, 32), {"k": 32, "radius": 3}, id="many-frames-neighbours-and-channels"),
+    pytest.param((1, 64, 7, 9, 10, 32), {"k": 32, "radius": 3}, id="many-frames-neighbors-and-channels"),
     pytest.param((1, 2, 4, 11, 13, 40), {"k": 40, "radius": 2}, id="more-than-the-gpu-kernel-holds"),
     pytest.param((0, 2, 4, 6, 5, 2), {"k": 3, "radius": 1}, id="empty-batch"),
     pytest.param((1, 2, 4, 0, 5, 2), {"k": 3, "radius": 1}, id="empty-frame"),
@@ -73,7 +73,7 @@ def test_f41_strides_do_not_matter(layout: str, run: Run) -> None:
 
 
 @pytest.mark.parametrize("global_frames", [0, 2])
-def test_of_equal_neighbours_the_lowest_frame_row_and_column_wins(global_frames: int, run: Run) -> None:
+def test_of_equal_neighbors_the_lowest_frame_row_and_column_wins(global_frames: int, run: Run) -> None:
     tensors = tied_inputs((1, 5, 3, 19, 21, 4))
     settings: Settings = {"k": 4, "temperature": 1.0, "radius": 5, "global_frames": global_frames}
     got = run(*on(run.device, tensors), **settings)
@@ -89,7 +89,7 @@ def test_minus_zero_ties_with_zero(run: Run) -> None:
     assert got.flatten().tolist() == [1.0, 1.0, 1.0]
 
 
-def test_copies_of_a_frame_are_neighbours_of_their_own(run: Run) -> None:
+def test_copies_of_a_frame_are_neighbors_of_their_own(run: Run) -> None:
     query, memory, value = on(run.device, inputs((1, 1, 16, 9, 10, 2)))
     copies = [t.expand(1, 10, *t.shape[2:]) for t in (memory, value)]
     got = run(query, *copies, k=10, temperature=0.07, radius=3)

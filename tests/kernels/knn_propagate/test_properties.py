@@ -4,9 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.knn_propagate.cases import Settings, inputs, reference, tied_inputs
+from tests.kernels.knn_propagate.cases import Settings, inputs, reference, tied_inputs, tiled
 from vosnet_kernels import workspace_limit
-from vosnet_kernels.knn_propagate.cpu import knn_propagate_tiled
 
 shapes = st.tuples(
     st.integers(1, 2),  # B
@@ -39,7 +38,7 @@ def test_f41_any_call_agrees_with_the_definition(
     shape, settings_ = call
     tensors = inputs(shape, seed)
     with workspace_limit(limit_bytes):
-        got = knn_propagate_tiled(*tensors, **settings_)
+        got = tiled(*tensors, **settings_)
     torch.testing.assert_close(got, reference(tensors, torch.float32, settings_), rtol=0, atol=3e-5)
 
 
@@ -48,5 +47,5 @@ def test_f41_any_call_agrees_with_the_definition(
 def test_f41_ties_agree_with_the_definition(call: tuple[tuple[int, ...], Settings], seed: int) -> None:
     shape, settings_ = call
     tensors = tied_inputs(shape, seed)
-    got = knn_propagate_tiled(*tensors, **settings_)
+    got = tiled(*tensors, **settings_)
     torch.testing.assert_close(got, reference(tensors, torch.float32, settings_), rtol=0, atol=1e-5)

@@ -45,7 +45,7 @@ def test_f41_gpu_kernels_are_as_exact_as_float32_allows(
     assert_as_accurate_as(got, baseline, exact)
 
 
-def test_of_equal_neighbours_the_lowest_frame_row_and_column_wins(interpreter: Interpreter) -> None:
+def test_of_equal_neighbors_the_lowest_frame_row_and_column_wins(interpreter: Interpreter) -> None:
     tensors = tied_inputs((1, 3, 3, 9, 17, 4))
     settings: Settings = {"k": 4, "temperature": 1.0, "radius": 3, "global_frames": 1}
     got = interpreted(interpreter, tensors, settings)

@@ -1,4 +1,4 @@
-"""The native k-nearest-neighbour search: every instruction path against the definition, and its manners."""
+"""The native k-nearest-neighbor search: every instruction path against the definition, and its manners."""
 
 import ctypes
 import logging
@@ -18,10 +18,11 @@ from tests.support.accuracy import assert_as_accurate_as
 from vosnet_kernels import knn_propagate, workspace_limit
 from vosnet_kernels.backends import cpu_backend
 from vosnet_kernels.knn_propagate import native
-from vosnet_kernels.knn_propagate.native import Kernel
+from vosnet_kernels.knn_propagate.native import Counters, Kernel
 from vosnet_kernels.knn_propagate.reference import knn_propagate_reference
 from vosnet_kernels.native.build import COMPILER_VARIABLE, BuildError
 from vosnet_kernels.native.capability import PATHS, can_run, can_use_native
+from vosnet_kernels.window import Window
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -57,8 +58,20 @@ def reference(tensors: Inputs, dtype: torch.dtype, options: dict[str, Any]) -> T
     return knn_propagate_reference(*(tensor.to(dtype) for tensor in tensors), **options)
 
 
+def searched(
+    kernel: Kernel,
+    tensors: Inputs,
+    *,
+    radius: int,
+    shape: str = "square",
+    global_frames: int = 0,
+    **options: Any,
+) -> tuple[Tensor, Counters] | None:
+    return kernel.search(*tensors, window=Window(radius, shape, global_frames), **options)
+
+
 def search(kernel: Kernel, tensors: Inputs, **options: Any) -> Tensor:
-    found = kernel.search(*tensors, **options)
+    found = searched(kernel, tensors, **options)
     assert found is not None
     return found[0]
 
@@ -135,13 +148,13 @@ def test_equal_cells_are_taken_in_the_order_of_frame_and_place(kernel: Kernel) -
     )
 
 
-def test_neighbours_closer_than_half_precision_are_told_apart(kernel: Kernel) -> None:
+def test_neighbors_closer_than_half_precision_are_told_apart(kernel: Kernel) -> None:
     query, _, value = inputs((1, 3, 64, 12, 12, 4))
     generator = torch.Generator().manual_seed(1)
     # every memory cell is the query's mean direction plus 1e-4: bfloat16 cannot rank them, float32 can
     direction = query.mean((2, 3), keepdim=True)[:, None]
     memory = direction + 1e-4 * torch.randn(1, 3, 64, 12, 12, generator=generator)
-    found = kernel.search(query, memory, value, k=5, temperature=1e-4, radius=5)
+    found = searched(kernel, (query, memory, value), k=5, temperature=1e-4, radius=5)
     assert found is not None
     options: dict[str, Any] = {"k": 5, "temperature": 1e-4, "radius": 5}
     exact = reference((query, memory, value), torch.float64, options)
@@ -171,7 +184,9 @@ def test_dropping_hopeless_patches_early_changes_nothing(kernel: Kernel) -> None
     query, memory, value = inputs(shape)
     memory = 0.9 * query[:, None].roll((1, 2), (3, 4)) + 0.1 * memory  # a scene that moves a little
     options: dict[str, Any] = {"k": 4, "temperature": 0.07, "radius": 8}
-    early, full = (kernel.search(query, memory, value, **options, prune=prune) for prune in (True, False))
+    early, full = (
+        searched(kernel, (query, memory, value), **options, prune=prune) for prune in (True, False)
+    )
     assert early is not None
     assert full is not None
     assert full[1].completed == full[1].pairs == early[1].pairs
@@ -200,7 +215,7 @@ def test_a_smaller_workspace_gives_the_same_readout(kernel: Kernel) -> None:
 def test_features_that_would_overflow_are_refused(kernel: Kernel, bad: float, where: int) -> None:
     tensors = inputs((1, 2, 16, 6, 7, 1))
     tensors[where].view(-1)[37] = bad
-    assert kernel.search(*tensors, k=3, temperature=0.07, radius=2) is None
+    assert searched(kernel, tensors, k=3, temperature=0.07, radius=2) is None
 
 
 def test_calls_from_two_threads_do_not_disturb_each_other(kernel: Kernel) -> None:
@@ -270,7 +285,7 @@ def test_other_python_threads_run_during_a_search(load_kernel: Any) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_torch_set_num_threads_is_honoured(
+def test_torch_set_num_threads_is_honored(
     load_kernel: Any, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = fastest(load_kernel)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.support.accuracy import max_error
 from vosnet_kernels import widened_readout, windowed_readout, workspace_limit
-from vosnet_kernels.widened_readout import search
+from vosnet_kernels.widened_readout import tiled
 from vosnet_kernels.widened_readout.reference import expected_positions, widened_readout_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -72,7 +72,7 @@ def test_half_precision_features_keep_their_dtype_and_are_summed_in_float32(devi
 
 def test_expected_positions_between_cells_are_those_of_the_definition() -> None:
     query, memory, _ = inputs((2, 1, 8, 13, 18, 1), torch.float64)
-    got = search.expected_positions(query, memory[:, 0], 3, 3, 2.0)
+    got = tiled.expected_positions(query, memory[:, 0], 3, 3, 2.0)
     for one, frame, found in zip(query, memory[:, 0], got, strict=True):
         torch.testing.assert_close(found, expected_positions(one, frame, 3, 3, 2.0), rtol=0, atol=1e-12)
 
@@ -118,3 +118,12 @@ def test_dilations_that_do_not_fit_are_refused(dilations: list[int]) -> None:
 def test_other_arguments_are_checked_as_for_the_windowed_readout() -> None:
     with pytest.raises(ValueError, match="outside must be one of"):
         widened_readout(*inputs((1, 1, 4, 5, 6, 1)), radius=1, dilations=[2], outside="wrap")
+
+
+def test_errors_name_the_op_that_was_called() -> None:
+    query, memory, value = inputs((1, 2, 4, 5, 6, 1))
+    for wrong in ((query[0], memory, value), (query, memory[0], value), (query, memory, value[0])):
+        with pytest.raises(ValueError, match="^widened_readout takes query"):
+            widened_readout(*wrong, radius=1, dilations=[1, 2])
+    with pytest.raises(TypeError, match="^widened_readout needs"):
+        widened_readout(query, memory.half(), value, radius=1, dilations=[1, 2])

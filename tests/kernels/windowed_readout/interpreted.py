@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vosnet_kernels.window import Attention
+
 
 def readout_with_gradients(
     query: Tensor,
@@ -20,9 +22,8 @@ def readout_with_gradients(
     from vosnet_kernels.windowed_readout import launch_triton
 
     torch.use_deterministic_algorithms(True)  # PyTorch then fills uninitialized memory
-    readout, lse = launch_triton.readout_forward(query, memory, value, radius, temperature, outside)
+    attention = Attention(radius, temperature, outside)
+    readout, lse = launch_triton.readout_forward(query, memory, value, attention)
     delta = (grad.to(lse.dtype) * readout).sum(1, dtype=lse.dtype)
-    gradients = launch_triton.readout_backward(
-        grad, query, memory, value, lse, delta, radius, temperature, needs
-    )
+    gradients = launch_triton.readout_backward(grad, query, memory, value, lse, delta, attention, needs)
     return [readout, lse, *gradients]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.support.accuracy import assert_as_accurate_as
 from tests.support.interpreter import Interpreter
-from vosnet_kernels.windowed_readout.cpu import readout_forward
+from vosnet_kernels import windowed_readout_with_lse
 from vosnet_kernels.windowed_readout.reference import windowed_readout_reference
 
 WORKER = "tests.kernels.windowed_readout.interpreted"
@@ -67,7 +67,8 @@ def test_kernels_are_as_accurate_as_plain_torch(
 def test_kernels_and_tiled_matmuls_agree_on_the_log_sum_exp(outside: str, interpreter: Interpreter) -> None:
     tensors = inputs((1, 2, 16, 6, 9, 1), torch.float32)
     _, lse, *_ = interpreter.call(WORKER, "readout_with_gradients", *tensors, 4, 0.5, outside, [False] * 3)
-    torch.testing.assert_close(lse, readout_forward(*tensors[:3], 4, 0.5, outside)[1])
+    settings: dict[str, Any] = {"radius": 4, "temperature": 0.5, "outside": outside}
+    torch.testing.assert_close(lse, windowed_readout_with_lse(*tensors[:3], **settings)[1])
 
 
 @pytest.mark.parametrize("needed", [1, 2, 4, 5], ids=["query", "memory", "value", "query-and-value"])

@@ -5,19 +5,22 @@
 #pragma once
 
 #include "simd16.h"
-#if defined(VOSNET_AMX)
 #include "tiles_amx.h"
-#endif
 
 namespace vosnet {
 
 constexpr int kStepBytes = 64;
+constexpr int kStepMultiple = 16;  // a tile of AMX holds 16 steps
+#if defined(VOSNET_BF16)
+constexpr bool kHalfPrecision = true;
+#else
+constexpr bool kHalfPrecision = false;
+#endif
+constexpr int kChannelsPerStep = kHalfPrecision ? 2 : 1;
 
 #if defined(VOSNET_AMX)
 
 constexpr int kRows = 16, kMaxPatches = 4;
-constexpr bool kHalfPrecision = true;
-constexpr int kStepMultiple = 16;  // a tile holds 32 channels
 constexpr bool kQueryRowMajor = true;
 
 // Tiles 0 to 3 hold the sums of four patches, 4 the queries [16][32 channels], 5 the keys [16 pairs][16 cells][2].
@@ -52,15 +55,11 @@ inline void advance(const char* queries, int num_steps, const char* const* keys,
 constexpr int kRows = 8, kMaxPatches = 3;  // 24 sums + 3 keys + 1 query fill the 32 registers
 constexpr bool kQueryRowMajor = false;
 
-constexpr int kStepMultiple = 16;
-
 #if defined(VOSNET_BF16)
-constexpr bool kHalfPrecision = true;
 inline __m512 product(__m512i query, __m512i key, __m512 sum) {
   return _mm512_dpbf16_ps(sum, (__m512bh)query, (__m512bh)key);
 }
 #else
-constexpr bool kHalfPrecision = false;
 inline __m512 product(__m512i query, __m512i key, __m512 sum) {
   return _mm512_fmadd_ps(_mm512_castsi512_ps(query), _mm512_castsi512_ps(key), sum);
 }
@@ -102,8 +101,6 @@ inline void advance(const char* queries, int, const char* const* keys, int n, in
 #else  // AVX2 and FMA
 
 constexpr int kRows = 8, kMaxPatches = 1;
-constexpr bool kHalfPrecision = false;
-constexpr int kStepMultiple = 16;
 constexpr bool kQueryRowMajor = false;
 
 inline void advance(const char* queries, int, const char* const* keys, int, int first, int last,
@@ -132,7 +129,5 @@ inline void advance(const char* queries, int, const char* const* keys, int, int 
 }
 
 #endif
-
-constexpr int kChannelsPerStep = kHalfPrecision ? 2 : 1;
 
 }  // namespace vosnet

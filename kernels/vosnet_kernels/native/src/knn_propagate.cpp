@@ -1,12 +1,12 @@
-// k nearest neighbours over a space-time window, softmax, copied values: one call per batch element.
+// k nearest neighbors over a space-time window, softmax, copied values: one call per batch element.
 //
 // Frames are taken in rounds, latest first: a round packs some frames into cache-sized buffers, then every query tile
 // searches its window in them. Scores are summed channel block by channel block; after a block the rest is bounded
 // by Cauchy-Schwarz (sum so far + |rest of query| |rest of key|), and whole patches that cannot reach the bar of any
 // of their queries are dropped. In half precision the bound and the bar carry a margin for bf16 rounding, and what
-// passes is re-scored in float32 (neighbours.h): the result does not depend on the precision of the search.
+// passes is re-scored in float32 (neighbors.h): the result does not depend on the precision of the search.
 #include "frames.h"
-#include "neighbours.h"
+#include "neighbors.h"
 #include "threads.h"
 #include "window.h"
 
@@ -14,7 +14,7 @@ namespace vosnet {
 
 constexpr int kWave = 48;       // patches in flight at once: their partial sums stay in the cache
 constexpr int kFirstWave = 9;   // the nearest ones go first and raise the bar
-constexpr float kMaxNorm = 1e15f;  // beyond it float32 sums may overflow: the caller takes another way
+constexpr float kMaxNorm = 1e15f;  // beyond it float32 sums may overflow: the caller uses another implementation
 
 class Search {
  public:
@@ -22,8 +22,8 @@ class Search {
       : p_(problem), counters_(counters), ny_(ceil_div(p_.h, 4)), nx_(ceil_div(p_.w, 4)), tiles_(ny_ * nx_),
         team_(std::min(p_.num_threads, ceil_div(tiles_, 4))), channels_(walk(p_, channel_energy())),
         query_(1, tiles_, static_cast<int64_t>(p_.h) * p_.w, channels_),
-        local_(neighbourhood(p_.radius, p_.disc, false, ny_, nx_)),
-        global_(p_.global_frames ? neighbourhood(p_.radius, p_.disc, true, ny_, nx_) : std::vector<Neighbour>()),
+        local_(neighborhood(p_.radius, p_.disc, false, ny_, nx_)),
+        global_(p_.global_frames ? neighborhood(p_.radius, p_.disc, true, ny_, nx_) : std::vector<Neighbor>()),
         entries_(allocate<Candidate>(static_cast<int64_t>(tiles_) * 16 * p_.k)), counts_(tiles_ * 16, 0) {}
 
   // Returns false if a feature is not finite or so large that float32 sums could overflow.
@@ -57,14 +57,13 @@ class Search {
     return energy;
   }
 
-  // NaN counts as larger than anything.
+  // NaN if any norm is.
   static float largest(const float* norm, int64_t patches) {
     float most = 0;
-    for (int64_t i = 0; i < 16 * patches; ++i)
-      if (!(norm[i] <= most)) {
-        most = norm[i];
-        if (most != most) return most;
-      }
+    for (int64_t i = 0; i < 16 * patches; ++i) {
+      if (std::isnan(norm[i])) return norm[i];
+      most = std::max(most, norm[i]);
+    }
     return most;
   }
 
@@ -79,7 +78,7 @@ class Search {
     const float norm = largest(memory.norm.get(), frames * static_cast<int64_t>(tiles_));
     if (!(norm < kMaxNorm)) return false;
     const float residual = largest(memory.residual.get(), frames * static_cast<int64_t>(tiles_));
-    const int per_task = std::clamp(tiles_ / (team_.size() * 16), 1, nx_);  // neighbours share most of their keys
+    const int per_task = std::clamp(tiles_ / (team_.size() * 16), 1, nx_);  // neighbors share most of their keys
     std::atomic<int64_t> full{0}, all{0}, rescored{0};
     team_.run(ceil_div(tiles_, per_task), [&](int task) {
       TileSearch search(*this, memory, first, norm, residual);
@@ -98,17 +97,12 @@ class Search {
   // The search of one thread through one packed round.
   struct TileSearch {
     TileSearch(Search& search, const PackedFrames& memory, int first, float norm, float residual)
-        : s(search), memory(memory), first(first), sums(allocate<float>(kSlots * kRows * 16)) {
-#if defined(VOSNET_AMX)
+        : s(search), memory(memory), first(first), key_norm(norm), key_residual(residual),
+          sums(allocate<float>(kWave * kRows * 16)) {
       configure_tiles();
-#endif
-      for (int i = 0; i < kSlots; ++i) slot[i] = sums.get() + i * kRows * 16;
-      key_norm = norm;
-      key_residual = residual;
+      for (int i = 0; i < kWave; ++i) slot[i] = sums.get() + i * kRows * 16;
     }
-#if defined(VOSNET_AMX)
     ~TileSearch() { release_tiles(); }
-#endif
     TileSearch(const TileSearch&) = delete;
     TileSearch& operator=(const TileSearch&) = delete;
 
@@ -124,12 +118,12 @@ class Search {
       const int ty = tile / s.nx_, tx = tile % s.nx_;
       begin(tile, ty, tx);
       keys = memory.frame(t - first);
-      const auto& neighbours = t < s.p_.global_frames ? s.global_ : s.local_;
+      const auto& neighbors = t < s.p_.global_frames ? s.global_ : s.local_;
       int n = 0, limit = kFirstWave;
-      for (const Neighbour& neighbour : neighbours) {
-        const int py = ty + neighbour.dy, px = tx + neighbour.dx;
+      for (const Neighbor& neighbor : neighbors) {
+        const int py = ty + neighbor.dy, px = tx + neighbor.dx;
         if (py < 0 || py >= s.ny_ || px < 0 || px >= s.nx_) continue;
-        wave[n++] = {&neighbour, py, px};
+        wave[n++] = {&neighbor, py, px};
         if (n == limit) {
           search_wave(n, t);
           n = 0;
@@ -177,7 +171,6 @@ class Search {
     const char* patch(int i) const {
       return keys.patches + (static_cast<int64_t>(wave[i].py) * s.nx_ + wave[i].px) * memory.patch_bytes;
     }
-    const char* block_queries(int block) const { return query.patches + 4 * block; }
 
     // Continues the sums of the patches `alive`; keeps, at the front, those that can still matter.
     int advance_all(int block, int* alive, int count, int from, int to, int check) {
@@ -197,7 +190,7 @@ class Search {
     void advance_group(int block, const int* alive, int first_slot, int group, int from, int to) {
       const char* key[kMaxPatches];
       for (int j = 0; j < group; ++j) key[j] = patch(alive[j]);
-      advance(block_queries(block), s.channels_.num_steps, key, group, from, to, slot + first_slot);
+      advance(query.patches + 4 * block, s.channels_.num_steps, key, group, from, to, slot + first_slot);
     }
 
     bool can_matter(int block, int i, const float* sum, int check) const {
@@ -212,7 +205,7 @@ class Search {
       return any != 0;
     }
 
-    // Completes the sums of the surviving patches and hands every candidate above its query's bar on.
+    // Completes the sums of the surviving patches and collects every candidate above its query's bar.
     void finish(int block, const int* alive, int count, int from, int t) {
       full_pairs += static_cast<int64_t>(count) * kRows * 16;
       for (int i = 0; i < count; i += kMaxPatches) {
@@ -223,17 +216,17 @@ class Search {
     }
 
     struct Visit {
-      const Neighbour* neighbour;
+      const Neighbor* neighbor;
       int py, px;
     };
 
     void collect(int block, const Visit& visit, const float* sum, int t) {
-      const uint16_t inside = cells_in_frame_fast(visit.py, visit.px);
+      const uint16_t inside = cells_in_frame(visit.py, visit.px, s.p_.h, s.p_.w);
       int32_t cell[16];
       bool have_cells = false;
       for (int m = 0; m < kRows; ++m) {
         const int q = block + m;
-        unsigned mask = at_least(load(sum + 16 * m), broadcast(bar[q])) & visit.neighbour->allowed[q] & inside;
+        unsigned mask = at_least(load(sum + 16 * m), broadcast(bar[q])) & visit.neighbor->allowed[q] & inside;
         if (mask == 0) continue;
         if (!have_cells) {
           have_cells = true;
@@ -245,11 +238,6 @@ class Search {
       }
     }
 
-    uint16_t cells_in_frame_fast(int py, int px) const {
-      if (4 * py + 4 <= s.p_.h && 4 * px + 4 <= s.p_.w) return 0xffff;
-      return cells_in_frame(py, px, s.p_.h, s.p_.w);
-    }
-
     void settle(int q) {
       const float* rows = memory.rows.get();
       const int64_t skip = static_cast<int64_t>(first) * s.p_.h * s.p_.w;
@@ -259,13 +247,12 @@ class Search {
       raise_bar(q);
     }
 
-    static constexpr int kSlots = kWave;
     Search& s;
     const PackedFrames& memory;
     int first;
     float key_norm, key_residual;
     Buffer<float> sums;
-    float* slot[kSlots];
+    float* slot[kWave];  // each holds the sums of kRows queries with the 16 cells of a patch
     PackedFrame query, keys;
     Nearest nearest[16];
     const float* row[16];
@@ -276,7 +263,7 @@ class Search {
     int64_t full_pairs = 0, all_pairs = 0, rescored = 0;
   };
 
-  // Softmax over the neighbours of the queries of one row of tiles, and the weighted sum of their values.
+  // Softmax over the neighbors of the queries of one row of tiles, and the weighted sum of their values.
   void copy_row(int py) {
     std::vector<float> weight(p_.k);
     std::vector<int64_t> from(p_.k);
@@ -307,7 +294,7 @@ class Search {
   Team team_;
   Channels channels_;
   PackedFrames query_;
-  std::vector<Neighbour> local_, global_;
+  std::vector<Neighbor> local_, global_;
   Buffer<Candidate> entries_;
   std::vector<int> counts_;
 };
@@ -316,14 +303,8 @@ class Search {
 
 extern "C" {
 
-// 0, or why the processor's units cannot be used: 1, the system does not lend the tile registers.
-int vosnet_prepare() {
-#if defined(VOSNET_AMX)
-  return vosnet::request_tiles() ? 0 : 1;
-#else
-  return 0;
-#endif
-}
+// 0: ready. 1: the operating system denies the tile registers.
+int vosnet_prepare() { return vosnet::request_tiles() ? 0 : 1; }
 
 // 0: done. 1: features not finite or too large. 2: out of memory.
 int vosnet_knn_propagate(vosnet::Problem* p, int64_t workspace_bytes) {

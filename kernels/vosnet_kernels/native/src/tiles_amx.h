@@ -1,5 +1,4 @@
-// The tile operations of the AMX path. Macros in block.h use them because the instructions take the tile's number as
-// a literal.
+// The tile registers of the AMX path; nothing to do for the others.
 #pragma once
 
 #include <immintrin.h>
@@ -10,7 +9,9 @@
 
 namespace vosnet {
 
-// Linux lends the tile registers only to a process that asks: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA.
+#if defined(VOSNET_AMX)
+
+// Linux gives the tile registers only to a process that asks: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA.
 inline bool request_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
 inline void configure_tiles() {
@@ -22,5 +23,13 @@ inline void configure_tiles() {
   _tile_loadconfig(&config);
 }
 inline void release_tiles() { _tile_release(); }
+
+#else
+
+inline bool request_tiles() { return true; }
+inline void configure_tiles() {}
+inline void release_tiles() {}
+
+#endif
 
 }  // namespace vosnet

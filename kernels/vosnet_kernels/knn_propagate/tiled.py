@@ -1,4 +1,4 @@
-"""k nearest neighbours as a few large matmuls: what runs where neither Triton nor a native kernel does.
+"""k nearest neighbors as a few large matmuls in plain PyTorch: any device.
 
 A tile of queries shares one rectangle of memory cells, the union of its windows: scores are batched matmuls.
 The k best of a tile come in two steps that scan the scores once: the k largest elements always lie in the k
@@ -7,32 +7,23 @@ so only row maxima are ranked over everything. Candidates are ranked by a 64-bit
 and is therefore unique: equal scores keep the order of (frame, y, x) however the work is cut into chunks.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from vosnet_kernels.window import TILE, Window, tile_spans
 from vosnet_kernels.workspace import workspace_bytes
 
-TILE = 8  # queries per side: wider wastes scores outside the windows, narrower makes thin matmuls
 GLOBAL_QUERIES = 128  # queries per matmul over a whole frame
 CELL_BITS = 32
 LAST_CELL = 2**31 - 1  # also the bits below a float32's sign
 
 
 def knn_propagate_tiled(
-    query: Tensor,
-    memory: Tensor,
-    value: Tensor,
-    *,
-    k: int,
-    temperature: float,
-    radius: int,
-    shape: str,
-    global_frames: int,
+    query: Tensor, memory: Tensor, value: Tensor, *, k: int, temperature: float, window: Window
 ) -> Tensor:
-    """`knn_propagate_reference` in tiles, with float32 sums; any device. Arguments are taken as valid.
+    """`knn_propagate_reference` in tiles, with float32 sums; arguments are taken as valid.
 
     Temporary memory stays near `workspace_bytes()` plus float32 copies of query and value.
     """
@@ -40,18 +31,15 @@ def knn_propagate_tiled(
     readout = torch.empty((B, value.shape[2], h, w), dtype=value.dtype, device=value.device)
     if readout.numel() == 0:
         return readout
-    window = Window(radius, shape)
-    if shape == "square" and radius >= max(h, w) - 1:
-        global_frames = T  # every window is the whole frame
-    nobody = _pack(torch.tensor(-torch.inf), torch.tensor(0)).to(
-        query.device
-    )  # weight 0, and a cell that exists
-
+    if not window.strict and window.radius >= max(h, w) - 1:
+        window = replace(window, global_frames=T)  # every window is the whole frame
+    # weight 0, and a cell that exists
+    nobody = _pack(torch.tensor(-torch.inf), torch.tensor(0)).to(query.device)
     for b in range(B):
         cells = query[b].movedim(0, 2).float().contiguous()  # [h, w, C]
         best = nobody.expand(h, w, k).clone()
-        _search_frames(best, cells, memory[b, :global_frames])
-        _search_windows(best, cells, memory[b], global_frames, window)
+        _search_frames(best, cells, memory[b, : window.global_frames])
+        _search_windows(best, cells, memory[b], window)
         readout[b] = _copy(best, value[b], temperature)
     return readout
 
@@ -69,24 +57,23 @@ def _search_frames(best: Tensor, query: Tensor, memory: Tensor) -> None:
             ranking[part] = _merge(ranking[part], scores, first_cell=frame * h * w, frame_shape=(h, w))
 
 
-def _search_windows(best: Tensor, query: Tensor, memory: Tensor, first: int, window: "Window") -> None:
-    """Rank the cells of memory [T, C, h, w] from frame `first` on that lie in each query's window."""
+def _search_windows(best: Tensor, query: Tensor, memory: Tensor, window: Window) -> None:
+    """Rank the cells of memory [T, C, h, w] that lie in each query's window, but for the global frames."""
     h, w, C = query.shape
-    T = memory.shape[0]
+    first, T = window.global_frames, len(memory)
     n = _frames_at_once(memory, window.reach)
     buffer = torch.empty(min(n, T - first) * C * h * min(w, TILE + 2 * window.reach), device=memory.device)
-    for x in _tiles(w, window.reach):
+    for x in tile_spans(w, window.reach):
         for t0 in range(first, T, n):
-            columns = memory[t0 : t0 + n, :, :, x.keys]
+            columns = memory[t0 : t0 + n, :, :, x.cells]
             strip = buffer[: columns.numel()].view(columns.shape).copy_(columns)  # [n, C, h, columns]
-            for y in _tiles(h, window.reach):
-                tile = query[y.queries, x.queries].reshape(1, -1, C).expand(len(strip), -1, -1)
-                keys = strip[:, :, y.keys].flatten(2)  # [n, C, rows * columns], a view
-                scores = torch.baddbmm(window.outside(y, x, query.device), tile, keys)
-                scores = scores.view(*scores.shape[:2], y.keys.stop - y.keys.start, -1)
+            for y in tile_spans(h, window.reach):
                 ranked = best[y.queries, x.queries]
-                first_cell = (t0 * h + y.keys.start) * w + x.keys.start
-                merged = _merge(ranked.flatten(0, 1), scores, first_cell, (h, w))
+                tile = query[y.queries, x.queries].reshape(1, -1, C).expand(len(strip), -1, -1)
+                keys = strip[:, :, y.cells].flatten(2)  # [n, C, rows * columns], a view
+                bias = window.bias(y, x, -torch.inf, query).flatten(2).flatten(0, 1)
+                scores = torch.baddbmm(bias, tile, keys).view(len(strip), -1, y.high - y.low, x.high - x.low)
+                merged = _merge(ranked.flatten(0, 1), scores, (t0 * h + y.low) * w + x.low, (h, w))
                 best[y.queries, x.queries] = merged.view_as(ranked)
 
 
@@ -95,51 +82,6 @@ def _frames_at_once(memory: Tensor, reach: int) -> int:
     _, C, h, w = memory.shape
     columns, rows = (min(length, TILE + 2 * reach) for length in (w, h))
     return max(1, workspace_bytes() // (4 * C * h * columns + 8 * TILE**2 * rows * columns))
-
-
-class Tile(NamedTuple):
-    """Along one axis: some queries and the memory cells that their windows reach."""
-
-    queries: slice
-    keys: slice
-
-
-def _tiles(length: int, reach: int) -> list[Tile]:
-    starts = range(0, length, TILE)
-    return [
-        Tile(
-            queries=slice(start, min(start + TILE, length)),
-            keys=slice(max(0, start - reach), min(length, start + TILE + reach)),
-        )
-        for start in starts
-    ]
-
-
-@dataclass(frozen=True)
-class Window:
-    """The neighbourhood of a query cell."""
-
-    radius: int
-    shape: str
-
-    @property
-    def reach(self) -> int:
-        """Largest |dy| and |dx| inside: a disc is strict."""
-        return self.radius - 1 if self.shape == "disc" else self.radius
-
-    def outside(self, y: Tile, x: Tile, device: torch.device) -> Tensor:
-        """0 where a key of the tile lies in the query's window and -inf elsewhere, [queries, keys]."""
-        dy, dx = (
-            torch.arange(axis.keys.start, axis.keys.stop, device=device)[None, :]
-            - torch.arange(axis.queries.start, axis.queries.stop, device=device)[:, None]
-            for axis in (y, x)
-        )  # [query rows, key rows], [query columns, key columns]
-        if self.shape == "disc":
-            inside = dy[:, None, :, None] ** 2 + dx[None, :, None, :] ** 2 < self.radius**2
-        else:
-            inside = (dy.abs() <= self.radius)[:, None, :, None] & (dx.abs() <= self.radius)[None, :, None, :]
-        bias = torch.full(inside.shape, -torch.inf, device=device).masked_fill_(inside, 0.0)
-        return bias.flatten(2).flatten(0, 1)
 
 
 def _merge(ranking: Tensor, scores: Tensor, first_cell: int, frame_shape: tuple[int, int]) -> Tensor:

@@ -1,9 +1,9 @@
-"""The windowed readout in plain PyTorch: what runs where no compiled kernel serves.
+"""The windowed readout as tiled matmuls in plain PyTorch: any device.
 
 The frame is cut into tiles of 8 x 8 query cells. The cells that a tile can see form a rectangle, so its
 affinities are one matrix product of 64 queries with a few hundred keys instead of the whole frame
 (`bands.py`). All frames of the memory stand in the same product, so a softmax sees its whole row at once.
-Logits are kept in base 2, because `exp2` is the fast exponential of PyTorch's CPU code.
+Logits are kept in base 2.
 
 Cells beyond the frame are never touched. The rule "zero" gives each of them logit 0 and value 0, which adds
 their number to the softmax denominator and nothing else: it is applied once at the end, and the log-sum-exp
@@ -13,14 +13,15 @@ a block of tiles. Sums run in a fixed order.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from vosnet_kernels.window import TILE, Attention, tile_spans
 from vosnet_kernels.windowed_readout.bands import (
-    TILE,
+    LN_2,
+    LOG2_E,
     Block,
     WindowMasks,
     channels_last,
@@ -29,39 +30,30 @@ from vosnet_kernels.windowed_readout.bands import (
     key_windows,
     put_tiles,
     query_tiles,
-    tile_spans,
     value_windows,
 )
 from vosnet_kernels.workspace import workspace_bytes
 
-LOG2_E = math.log2(math.e)
-LN_2 = math.log(2.0)
 # Logits held at once, per thread: enough to amortize a call, few enough to stay in the processor's cache.
 BLOCK_BYTES = 2 << 20
 
 
 def readout_forward(
-    query: Tensor, memory: Tensor, value: Tensor, radius: int, temperature: float, outside: str
+    query: Tensor, memory: Tensor, value: Tensor, attention: Attention
 ) -> tuple[Tensor, Tensor]:
-    """Readout and log-sum-exp of the logits.
-
-    Args:
-        query, memory, value, radius, temperature, outside: as for `windowed_readout`.
-
-    Returns:
-        The readout in value's dtype, [B, M, h, w], and the log-sum-exp, [B, h, w], at least float32.
-    """
+    """Readout [B, M, h, w] in value's dtype, and log-sum-exp of the logits [B, h, w], at least float32."""
     b, _, h, w = query.shape
+    radius = attention.radius
     t, m = value.shape[1:3]
     dtype = torch.promote_types(query.dtype, torch.float32)
     out, lse = query.new_empty((b, h, w, m), dtype=dtype), query.new_empty((b, h, w, 1), dtype=dtype)
     masks = WindowMasks(radius, t, lse)
     most = _tiles_at_once(radius, t, dtype)
     for i in range(b):
-        queries = channels_last(query[i : i + 1], dtype)[0].mul_(LOG2_E / temperature)  # [h, w, C]
+        queries = channels_last(query[i : i + 1], dtype)[0].mul_(LOG2_E / attention.temperature)
         keys, values = channels_last(memory[i], dtype), _with_ones(value[i], dtype)
         for cols in tile_spans(w, radius):
-            band, value_band = key_band(keys, cols), values[..., cols.low : cols.high].contiguous()
+            band, value_band = key_band(keys, cols), values[..., cols.cells].contiguous()
             for block in column_blocks(h, cols, radius, most):
                 k, v = key_windows(band, block), value_windows(value_band, block)
                 weights = torch.baddbmm(masks[block], query_tiles(queries, block), k.transpose(1, 2))
@@ -70,7 +62,7 @@ def readout_forward(
                 total = copied[..., m:]
                 put_tiles(out[i], copied[..., :m] / total, block)
                 put_tiles(lse[i], (peak + total.log2()).mul_(LN_2), block)
-    if outside == "zero":
+    if attention.outside == "zero":
         _count_cells_beyond_the_frame(out, lse, radius, t)
     return out.to(value.dtype).permute(0, 3, 1, 2).contiguous(), lse.squeeze(3)
 
@@ -82,8 +74,7 @@ def readout_backward(
     value: Tensor,
     lse: Tensor,
     delta: Tensor,
-    radius: int,
-    temperature: float,
+    attention: Attention,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of query, memory and value.
@@ -92,9 +83,9 @@ def readout_backward(
 
     Args:
         grad: gradient of the readout, [B, M, h, w].
-        query, memory, value, radius, temperature: as in the forward pass.
+        query, memory, value, attention: as in the forward pass.
         lse: log-sum-exp of the forward pass, [B, h, w].
-        delta: what each query cell's softmax gradient is centred by: the sum over channels of gradient times
+        delta: subtracted from each query cell's softmax gradient: the sum over channels of gradient times
             readout, [B, h, w].
         needs: which of the three gradients are wanted; no work is done for the others.
 
@@ -104,7 +95,7 @@ def readout_backward(
     """
     b, c, h, w = query.shape
     t, m = value.shape[1:3]
-    dtype = lse.dtype
+    radius, temperature, dtype = attention.radius, attention.temperature, lse.dtype
     needs_query, needs_memory, needs_value = needs
     d_query = query.new_empty((b, h, w, c), dtype=dtype) if needs_query else None
     d_memory = query.new_zeros((b, t, h, w, c), dtype=dtype) if needs_memory else None
@@ -117,7 +108,7 @@ def readout_backward(
         grads = torch.cat([grad[i].to(dtype), -delta[i, None]]).permute(1, 2, 0).contiguous()  # [h, w, M + 1]
         shifts = lse[i, :, :, None] * LOG2_E
         for cols in tile_spans(w, radius):
-            band, value_band = key_band(keys, cols), values[..., cols.low : cols.high].contiguous()
+            band, value_band = key_band(keys, cols), values[..., cols.cells].contiguous()
             d_band = torch.zeros_like(band) if needs_memory else None
             d_value_band = torch.zeros_like(value_band[:m]) if needs_value else None
             for block in column_blocks(h, cols, radius, most):
@@ -134,9 +125,9 @@ def readout_backward(
                     if d_band is not None:
                         _add_key_gradient(d_band, d_logits, q, block)
             if d_memory is not None and d_band is not None:
-                d_memory[i, :, :, cols.low : cols.high].add_(d_band.transpose(0, 1))
+                d_memory[i, :, :, cols.cells].add_(d_band.transpose(0, 1))
             if d_value is not None and d_value_band is not None:
-                d_value[i, ..., cols.low : cols.high].add_(d_value_band)
+                d_value[i, ..., cols.cells].add_(d_value_band)
     # `queries` carried log2(e) / temperature: without log2(e) it is the factor that memory's gradient needs.
     return (
         None if d_query is None else d_query.div_(temperature).to(query.dtype).permute(0, 3, 1, 2),

@@ -1,8 +1,12 @@
-"""The second search: a dense window around a position of its own for each query cell.
+"""One far frame of the widened readout as tiled matmuls in plain PyTorch: any device.
 
-Queries are sorted by the block of BLOCK x BLOCK cells that their positions fall into. All windows of a block
-lie in one rectangle of the memory frame, so the affinities of its queries are one matrix product, however
-scattered the queries themselves are; nothing is gathered per query.
+First search: a window whose cells lie `dilation` apart connects cells of equal remainders only. So the frame
+splits into dilation ** 2 smaller frames, and the search in each is a windowed readout of coordinates.
+
+Second search: a dense window around each query cell's expected position. Queries are sorted by the block of
+BLOCK x BLOCK cells that their positions fall into. All windows of a block lie in one rectangle of the memory
+frame, so the affinities of its queries are one matrix product, however scattered the queries themselves are;
+nothing is gathered per query.
 
 Positions lie between cells. An affinity with a bilinear feature is the bilinear interpolation of affinities
 with cells, and the four shares are the same for a query's whole window. So the product is taken with cells,
@@ -11,20 +15,65 @@ the affinities are interpolated, and the values are read out four times, shifted
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vosnet_kernels.precision import full_float32
 from vosnet_kernels.widened_readout.reference import EDGE
+from vosnet_kernels.window import Attention
+from vosnet_kernels.windowed_readout.bands import LN_2, LOG2_E, NEVER
+from vosnet_kernels.windowed_readout.op import windowed_readout
 from vosnet_kernels.workspace import workspace_bytes
 
 BLOCK = 8
 QUERIES = 64  # per matrix product
-CACHE_BYTES = 8 << 20  # what a CPU thread works on at once
-LOG2_E, LN_2 = math.log2(math.e), math.log(2.0)  # logits are kept in base 2: exp2 is the fast exponential
-NEVER = -1e30  # instead of -inf, whose differences are NaN
+CACHE_BYTES = 8 << 20  # working set of a CPU thread
+
+
+def far_readout(
+    query: Tensor, memory: Tensor, value: Tensor, dilation: int, attention: Attention
+) -> tuple[Tensor, Tensor]:
+    """Readout [B, M, h, w] and log-sum-exp [B, h, w] of one far frame, at least float32.
+
+    Args:
+        query: features of the frame being explained, [B, C, h, w].
+        memory: features of the far frame, [B, C, h, w].
+        value: what is copied from it, [B, M, h, w].
+        dilation: step between the cells of the first search.
+        attention: its radius counts steps of `dilation` cells in the first search.
+    """
+    positions = expected_positions(query, memory, attention.radius, dilation, attention.temperature)
+    with full_float32(query.device.type):
+        found = [
+            centered_readout(*each, attention) for each in zip(query, memory, value, positions, strict=True)
+        ]
+    readouts, sums = zip(*found, strict=True)
+    return torch.stack(readouts), torch.stack(sums)
+
+
+def expected_positions(
+    query: Tensor, memory: Tensor, radius: int, dilation: int, temperature: float
+) -> Tensor:
+    """Expected position (y, x) of each query cell, in cells, inside the frame, [B, 2, h, w]."""
+    b, _, h, w = query.shape
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    axes = [torch.arange(size, device=query.device, dtype=dtype) for size in (h, w)]
+    cells = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(b, -1, -1, -1)
+    positions = torch.empty_like(cells, memory_format=torch.contiguous_format)
+    for y in range(min(dilation, h)):
+        for x in range(min(dilation, w)):
+            part = (..., slice(y, None, dilation), slice(x, None, dilation))
+            positions[part] = windowed_readout(
+                query[part].contiguous(),
+                memory[part][:, None].contiguous(),
+                cells[part][:, None].contiguous(),
+                radius=radius,
+                temperature=temperature,
+            )
+    last = torch.tensor([h - 1, w - 1], device=query.device, dtype=dtype)
+    return positions.clamp_(min=0).minimum(last[:, None, None])  # rounding must not lead out of the frame
 
 
 class Tiles(NamedTuple):
@@ -41,32 +90,24 @@ class Tiles(NamedTuple):
 
 
 def centered_readout(
-    query: Tensor,
-    memory: Tensor,
-    value: Tensor,
-    positions: Tensor,
-    radius: int,
-    temperature: float,
-    outside: str,
+    query: Tensor, memory: Tensor, value: Tensor, positions: Tensor, attention: Attention
 ) -> tuple[Tensor, Tensor]:
     """Readout and log-sum-exp of the logits over a window of unit steps around each query's position.
 
     Args:
-        query: features, [C, h, w].
-        memory: features of one frame, [C, h, w].
-        value: what is copied, [M, h, w].
+        query, memory, value: as for `far_readout`, one sample.
         positions: (y, x) in cells, inside the frame, [2, h, w].
-        radius, temperature, outside: see `widened_readout`.
+        attention: of the windows.
 
     Returns:
         Readout [M, h, w] and log-sum-exp [h, w], in the dtype of `positions`.
     """
     c, h, w = query.shape
-    m, dtype = value.shape[0], positions.dtype
+    m, dtype, radius = value.shape[0], positions.dtype, attention.radius
     at = positions.flatten(1).t()  # [hw, 2]
     whole = at.floor()
     tiles = _tiles(whole.long() // BLOCK, _blocks(h), _blocks(w))
-    queries = _with_spare(query.to(dtype).flatten(1).t() * (LOG2_E / temperature))  # [hw + 1, C]
+    queries = _with_spare(query.to(dtype).flatten(1).t() * (LOG2_E / attention.temperature))
     at, whole = _with_spare(at), _with_spare(whole)
     keys, values = _rectangles(memory.to(dtype), radius), _rectangles(value.to(dtype), radius)
     out, lse = at.new_empty(h * w + 1, m), at.new_empty(h * w + 1)
@@ -79,7 +120,7 @@ def centered_readout(
         logits = queries[index].bmm(keys[row, col].flatten(1, 2).transpose(1, 2))
         logits = _interpolated(logits.view(*index.shape, side, side), fraction)  # [n, Q, side - 1, side - 1]
         for axis, size in enumerate((h, w)):
-            mask = _window_mask(at[index], whole[index], blocks, axis, radius, size, outside)
+            mask = _window_mask(at[index], whole[index], blocks, axis, size, attention)
             logits += mask[..., None] if axis == 0 else mask[:, :, None]
         weights = logits.flatten(2)
         peak = weights.amax(2, keepdim=True)
@@ -139,13 +180,13 @@ def _interpolated(logits: Tensor, fraction: Tensor) -> Tensor:
 
 
 def _window_mask(
-    at: Tensor, whole: Tensor, blocks: Tensor, axis: int, radius: int, size: int, outside: str
+    at: Tensor, whole: Tensor, blocks: Tensor, axis: int, size: int, attention: Attention
 ) -> Tensor:
     """0 where a row (axis 0) or column lies in the query's window, else NEVER, [n, Q, side - 1]."""
-    steps = torch.arange(BLOCK + 2 * radius, device=at.device)
-    offset = steps + (blocks[:, axis, None, None] - whole[..., axis, None]) - radius  # from the position
-    seen = offset.abs() <= radius
-    if outside == "exclude":
+    steps = torch.arange(-attention.radius, BLOCK + attention.radius, device=at.device)
+    offset = steps + (blocks[:, axis, None, None] - whole[..., axis, None])  # from the position
+    seen = offset.abs() <= attention.radius
+    if attention.outside == "exclude":
         place = at[..., axis, None] + offset
         seen &= (place >= -EDGE) & (place <= size - 1 + EDGE)
     return torch.zeros_like(offset).masked_fill_(~seen, NEVER)
