@@ -29,8 +29,6 @@ class PlusSegmentationSettings(SegmentationSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.base, ObjectiveSettings):
-            raise SettingError("base", f"must be a section with the name of an objective, got {self.base!r}")
         if isinstance(self.base, SegmentationSettings):
             raise SettingError("base", "this objective has a segmentation term of its own")
         if not self.segmentation_weight > 0:

@@ -26,7 +26,7 @@ from vosnet.objectives.mask_targets import (
     object_target,
 )
 from vosnet.objectives.pseudo_masks import PseudoMasks, write_pseudo_masks
-from vosnet.objectives.settings import ObjectiveSettings, check_at_least, check_choices, check_positive
+from vosnet.objectives.settings import ObjectiveSettings, check_at_least, check_positive
 from vosnet.objectives.video_clusters import ClusterSettings
 from vosnet.transforms import Clip
 
@@ -68,7 +68,6 @@ class MaskEmbeddingSettings(SegmenterSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self)
         check_at_least(1, self, "num_objects", "num_references", "k", "rounds")
         check_positive(self, "temperature")
 

@@ -6,7 +6,9 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from vosnet.errors import SettingError
 
@@ -22,7 +24,7 @@ class ObjectiveSettings:
     """
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        """Check the values; a subclass checks its own after those of its bases."""
 
     def conflicts(self, *, clip_len: int, color_space: str) -> Iterable[tuple[str, str]]:
         """Settings incompatible with the rest of the recipe, as (key, message).
@@ -39,7 +41,7 @@ def settings_from(cls: type[S], keys: Mapping[str, Any]) -> S:
     """`cls`, a dataclass of options, from plain keys; sections within become dataclasses of their own.
 
     Raises:
-        SettingError: a key is unknown or a value out of range; dots lead into sections.
+        SettingError: a key is unknown, or a value of the wrong type or out of range; dots lead into sections.
     """
     types, values = typing.get_type_hints(cls), dict(keys)
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
@@ -48,22 +50,25 @@ def settings_from(cls: type[S], keys: Mapping[str, Any]) -> S:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
             raise SettingError(key, f"unknown key. {hint}")
-        if dataclasses.is_dataclass(types[key]) and not dataclasses.is_dataclass(value):
+        if not dataclasses.is_dataclass(types[key]):
+            _check_type(key, types[key], value)
+        elif value is None or isinstance(value, Mapping):
             try:
                 values[key] = settings_from(types[key], value or {})
             except SettingError as error:
                 raise error.under(key) from error
+        elif not isinstance(value, types[key]):
+            raise SettingError(key, f"must be a section with keys of its own, got {value!r}")
     return cls(**values)
 
 
-def check_choices(settings: Any) -> None:
-    """Check every text in a dataclass of options against the texts that its annotation names."""
-    for name, annotation in typing.get_type_hints(type(settings)).items():
-        kinds = [k for k in (annotation, *typing.get_args(annotation)) if typing.get_origin(k) is Literal]
-        allowed = [text for kind in kinds for text in typing.get_args(kind)]
-        value = getattr(settings, name)
-        if allowed and isinstance(value, str) and value not in allowed:
-            raise SettingError(name, f"must be one of {', '.join(allowed)}, got {value!r}")
+def _check_type(key: str, annotation: Any, value: Any) -> None:
+    try:
+        given = tuple(value) if isinstance(value, list) else value  # a YAML list where a tuple is meant
+        TypeAdapter(annotation).validate_python(given, strict=True)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].replace("Input should be", "must be")
+        raise SettingError(key, f"{message}, got {value!r}") from error
 
 
 def check_at_least(least: float, settings: Any, *names: str) -> None:

@@ -490,8 +490,8 @@ def test_the_smallest_distance_is_the_one_asked_for_and_only_asked_of_its_term()
     [
         ({"short_term_weight": 0.0, "long_term_weight": 0.0}, "at least one must be positive"),
         ({"long_term_weight": -1.0}, "long_term_weight: must be at least 0"),
-        ({"alignment": "none"}, "alignment: must be one of hard, soft, got 'none'"),
-        ({"loss": "l2"}, "loss: must be one of infonce, cosine, got 'l2'"),
+        ({"alignment": "none"}, "alignment: must be 'hard' or 'soft', got 'none'"),
+        ({"loss": "l2"}, "loss: must be 'infonce' or 'cosine', got 'l2'"),
         ({"temperature": 0.0}, "temperature: must be positive"),
         (
             {"clustering": {"num_centroids": 3}},
@@ -499,6 +499,9 @@ def test_the_smallest_distance_is_the_one_asked_for_and_only_asked_of_its_term()
         ),
         ({"clustering": {"num_clusters": 1}}, "clustering.num_clusters: must be 2 to 254"),
         ({"mask_embedding": {"num_clusters": 3}}, "mask_embedding.num_clusters: unknown key"),
+        ({"mask_embedding": {"width": "wide"}}, "mask_embedding.width: must be a valid integer, got 'wide'"),
+        ({"mask_embedding": {"num_objects": 6}}, "mask_embedding.num_objects: must be at most clustering"),
+        ({"clustering": 3}, "clustering: must be a section with keys of its own, got 3"),
         ({"refresh_epochs": 3.0, "refresh_steps": 5}, "exactly one of .* must be given"),
     ],
 )
