@@ -1,10 +1,12 @@
 """Which frames are kept, and which of them one query reads."""
 
-from vosnet.memory.bank import Context, MemoryBank
+from vosnet.memory.bank import MemoryBank
 from vosnet.memory.context import (
     CONTEXT_RULES,
     REFERENCES,
+    Context,
     ContextRule,
+    Reading,
     References,
     context_frames,
     spaced_frames,
@@ -17,6 +19,7 @@ __all__ = [
     "Context",
     "ContextRule",
     "MemoryBank",
+    "Reading",
     "References",
     "SpacedBank",
     "context_frames",

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vosnet.memory.context import ContextRule, context_frames
+from vosnet.memory.context import Context, ContextRule, Reading, context_frames, open_context
 
-
-@dataclass
-class Context:
-    """One reference frame and the value channels that are copied from it.
-
-    Attributes:
-        start: position of the reference frame.
-        channels: value channels it answers for.
-        features: [C, h, w].
-        values: [M, h, w]; channels that appeared later do not exist yet.
-    """
-
-    start: int
-    channels: list[int]
-    features: Tensor
-    values: Tensor
-
-
-def opened_contexts(contexts: Sequence[Context], opened: Context) -> list[Context]:
-    """`contexts` and a new one: each channel belongs to the context that named it last."""
-    for context in contexts:
-        context.channels = [channel for channel in context.channels if channel not in opened.channels]
-    return [*(context for context in contexts if context.channels), opened]
+Frame = tuple[Tensor, Tensor]  # features [C, h, w] and values [M, h, w]
 
 
 class MemoryBank:
@@ -46,8 +24,8 @@ class MemoryBank:
     Args:
         rule: see `context_frames`.
         num_recent: frames in the ring.
-        k: neighbours per query: more than k copies of a frame cannot be chosen, so only k are read. The
-            multiset of the k nearest, and therefore the read-out, is that of the full context. None reads
+        k: neighbors per query: more than k copies of a frame cannot be chosen, so only k are read. The
+            multiset of the k nearest, and therefore the readout, is that of the full context. None reads
             every copy.
     """
 
@@ -58,18 +36,17 @@ class MemoryBank:
         self.length = 0  # frames seen
         self._features = torch.empty(0)  # [1 + num_recent, C, h, w]
         self._values = torch.empty(0)  # [1 + num_recent, M, h, w]
-        self._in_front: Context | None = None
+        self._references: dict[int, Frame] = {}  # of each context, by its start
+        self._in_front: int | None = None  # start of the context whose reference frame is in slot 0
 
     @property
     def num_bytes(self) -> int:
         """Bytes held, all of it independent of the length of the video."""
-        tensors = [self._features, self._values]
-        for context in self.contexts:
-            tensors += [context.features, context.values]
+        tensors = [self._features, self._values, *(x for frame in self._references.values() for x in frame)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def append(self, features: Tensor, values: Tensor, reference_for: Sequence[int] = ()) -> None:
-        """Keep a frame as the most recent one; the oldest of the ring makes room.
+        """Keep a copy of a frame as the most recent one; the oldest of the ring makes room.
 
         Memory is taken before anything changes, so that a call that runs out of it can be repeated.
 
@@ -79,69 +56,64 @@ class MemoryBank:
             reference_for: the channels that are copied from this frame as their reference frame from now on;
                 other contexts lose them. The first frame needs some.
         """
-        opened = None
-        if reference_for:
-            opened = Context(self.length, list(reference_for), features.clone(), values.clone())
+        copy = (features.clone(), values.clone()) if reference_for else None
         if self.length == 0:
             slots = 1 + self.num_recent
             ring = features.repeat(slots, 1, 1, 1), values.repeat(slots, 1, 1, 1)
         else:
-            ring = self._features, self._with_channels(values.shape[0])
+            ring = self._features, _widened(self._values, values.shape[0], dim=1)
         self._features, self._values = ring
-        if opened is not None:
-            self.contexts = opened_contexts(self.contexts, opened)
+        if copy is not None:
+            self.contexts = open_context(self.contexts, self.length, reference_for)
+            kept = {context.start for context in self.contexts}
+            held = {**self._references, self.length: copy}
+            self._references = {start: frame for start, frame in held.items() if start in kept}
         if self.length >= self._oldest and self.num_recent > 0:
             slot = self._slot(self.length)
             self._features[slot].copy_(features)
             self._values[slot].copy_(values)
         self.length += 1
 
-    def read(self, context: Context) -> tuple[Tensor, Tensor]:
-        """What the next frame reads through `context`.
-
-        Returns:
-            Features [T, C, h, w] and values [T, len(context.channels), h, w], the reference frame first.
-            The recent frames follow in no particular order.
-        """
+    def read(self, context: Context) -> Reading:
+        """What the next frame reads: the reference frame, then recent frames in no particular order."""
         frames = context_frames(self.length, self.num_recent, self.rule, context.start)[1:]
         repeated = frames.count(context.start) if self.rule == "replicate" else 0
         ring, copies = frames[repeated:], repeated if self.k is None else min(repeated, self.k - 1)
         if context.start == 0 or len(ring) == self.num_recent:
-            self._bring_to_front(context)
+            self._bring_to_front(context.start)
             count = 1 + len(ring) + copies
             features, values = self._features[:count], self._values[:count]
-        else:
-            features, values = self._gathered(context, ring, copies)
-        return features, values[:, context.channels]
+        else:  # the ring also holds frames older than this reference frame
+            slots = [self._slot(frame) for frame in ring]
+            reference, labels = self._references[context.start]
+            labels = _widened(labels, self._values.shape[1], dim=0)
+            features = _with_copies(reference, self._features[slots], copies)
+            values = _with_copies(labels, self._values[slots], copies)
+        return Reading(features, values[:, context.channels], [1] * len(features))
 
     def to(self, device: torch.device) -> None:
         """Move everything held."""
         self._features, self._values = self._features.to(device), self._values.to(device)
-        for context in self.contexts:
-            context.features, context.values = context.features.to(device), context.values.to(device)
+        self._references = {t: (f.to(device), v.to(device)) for t, (f, v) in self._references.items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to go on later: tensors, and JSON values."""
         tensors = {"ring.features": self._features, "ring.values": self._values}
-        contexts = []
         for i, context in enumerate(self.contexts):
-            tensors |= {f"context.{i}.features": context.features, f"context.{i}.values": context.values}
-            contexts.append({"start": context.start, "channels": context.channels})
+            features, values = self._references[context.start]
+            tensors |= {f"context.{i}.features": features, f"context.{i}.values": values}
+        contexts = [dataclasses.asdict(context) for context in self.contexts]
         return tensors, {"length": self.length, "num_recent": self.num_recent, "contexts": contexts}
 
     def load_state(self, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:
         """Take over what `state` returned."""
         self._features, self._values = tensors["ring.features"], tensors["ring.values"]
         self.length, self.num_recent = int(described["length"]), int(described["num_recent"])
-        self.contexts = [
-            Context(
-                entry["start"],
-                list(entry["channels"]),
-                tensors[f"context.{i}.features"],
-                tensors[f"context.{i}.values"],
-            )
-            for i, entry in enumerate(described["contexts"])
-        ]
+        self.contexts = [Context(entry["start"], list(entry["channels"])) for entry in described["contexts"]]
+        self._references = {
+            context.start: (tensors[f"context.{i}.features"], tensors[f"context.{i}.values"])
+            for i, context in enumerate(self.contexts)
+        }
         self._in_front = None
 
     def shrink(self) -> str | None:
@@ -170,31 +142,22 @@ class MemoryBank:
     def _slot(self, frame: int) -> int:
         return 1 + (frame - self._oldest) % self.num_recent
 
-    def _with_channels(self, count: int) -> Tensor:
-        slots, known, h, w = self._values.shape
-        if count == known:
-            return self._values
-        return torch.cat([self._values, self._values.new_zeros(slots, count - known, h, w)], dim=1)
-
-    def _bring_to_front(self, context: Context) -> None:
-        """Put the context's reference frame into slot 0."""
-        if self._in_front is context:
+    def _bring_to_front(self, start: int) -> None:
+        """Put the reference frame of a context into slot 0."""
+        if self._in_front == start:
             return
-        self._features[0].copy_(context.features)
+        features, values = self._references[start]
+        self._features[0].copy_(features)
         self._values[0].zero_()
-        self._values[0, : context.values.shape[0]].copy_(context.values)
-        self._in_front = context
+        self._values[0, : values.shape[0]].copy_(values)
+        self._in_front = start
 
-    def _gathered(self, context: Context, ring: list[int], copies: int) -> tuple[Tensor, Tensor]:
-        """A copy of the context's frames, while the ring also holds frames older than its reference frame."""
-        slots = [self._slot(frame) for frame in ring]
-        known = context.values.shape[0]
-        missing = self._values.shape[1] - known
-        values = torch.cat([context.values, context.values.new_zeros(missing, *context.values.shape[1:])])
-        return (
-            _with_copies(context.features, self._features[slots], copies),
-            _with_copies(values, self._values[slots], copies),
-        )
+
+def _widened(values: Tensor, channels: int, *, dim: int) -> Tensor:
+    """Values with empty channels for objects that joined later."""
+    missing = list(values.shape)
+    missing[dim] = channels - missing[dim]
+    return torch.cat([values, values.new_zeros(missing)], dim) if missing[dim] else values
 
 
 def _with_copies(reference: Tensor, recent: Tensor, copies: int) -> Tensor:

@@ -2,10 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from torch import Tensor
 
 ContextRule = Literal["replicate", "clamp", "queue"]
-CONTEXT_RULES: tuple[ContextRule, ...] = ("replicate", "clamp", "queue")
+CONTEXT_RULES: tuple[ContextRule, ...] = get_args(ContextRule)
+References = Literal[1, 3, 5, "all"]
+REFERENCES: tuple[References, ...] = get_args(References)
+LONG_TERM_GAP = 5  # frames from the reference frame to the second long-term one
+
+
+@dataclass
+class Context:
+    """A reference frame and the value channels that are copied from it.
+
+    Attributes:
+        start: position of the reference frame.
+        channels: value channels it answers for.
+    """
+
+    start: int
+    channels: list[int]
+
+
+def open_context(contexts: Sequence[Context], start: int, channels: Sequence[int]) -> list[Context]:
+    """`contexts` and a new one: each channel belongs to the context that named it last."""
+    for context in contexts:
+        context.channels = [channel for channel in context.channels if channel not in channels]
+    return [*(context for context in contexts if context.channels), Context(start, list(channels))]
+
+
+class Reading(NamedTuple):
+    """What one query reads through a context.
+
+    Attributes:
+        features: [T, C, h, w].
+        values: of the context's channels, [T, M, h, w]; channels that joined after a frame are empty in it.
+        dilations: how many times wider than the plain window each frame is searched.
+    """
+
+    features: Tensor
+    values: Tensor
+    dilations: list[int]
 
 
 def context_frames(t: int, num_recent: int, rule: ContextRule, start: int = 0) -> list[int]:
@@ -28,11 +69,6 @@ def context_frames(t: int, num_recent: int, rule: ContextRule, start: int = 0) -
         return [start, *(max(frame, start) for frame in recent)]
     oldest = start if rule == "clamp" else start + 1
     return [start, *(frame for frame in recent if frame >= oldest)]
-
-
-References = Literal[1, 3, 5, "all"]
-REFERENCES: tuple[References, ...] = (1, 3, 5, "all")
-LONG_TERM_GAP = 5  # frames from the reference frame to the second long-term one
 
 
 def spaced_frames(t: int, references: References, start: int = 0) -> list[int]:

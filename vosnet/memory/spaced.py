@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vosnet.memory.bank import Context, opened_contexts
-from vosnet.memory.context import REFERENCES, References, spaced_frames
+from vosnet.memory.context import REFERENCES, Context, Reading, References, open_context, spaced_frames
 
 _HORIZON = 6  # a frame that none of the next so many queries reads is read by no later one
 
@@ -22,10 +22,12 @@ class SpacedBank:
 
     Args:
         references: frames read per query; see `spaced_frames`.
+        dilation: how many times wider a frame so many frames before the query is searched.
     """
 
-    def __init__(self, references: References) -> None:
+    def __init__(self, references: References, dilation: Callable[[int], int] = lambda gap: 1) -> None:
         self.references = self._asked = references
+        self._dilation = dilation
         self.contexts: list[Context] = []
         self.length = 0  # frames seen
         self._frames: dict[int, tuple[Tensor, Tensor]] = {}
@@ -37,7 +39,7 @@ class SpacedBank:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def append(self, features: Tensor, values: Tensor, reference_for: Sequence[int] = ()) -> None:
-        """Keep a frame, and forget those that nothing will read again.
+        """Keep a copy of a frame, and forget those that nothing will read again.
 
         Args:
             features: [C, h, w].
@@ -45,39 +47,32 @@ class SpacedBank:
             reference_for: the channels that are copied from this frame as their reference frame from now on;
                 other contexts lose them. The first frame needs some.
         """
-        frame = features.clone(), values.clone()
-        self._frames[self.length] = frame
+        self._frames[self.length] = features.clone(), values.clone()
         if reference_for:
-            opened = Context(self.length, list(reference_for), *frame)
-            self.contexts = opened_contexts(self.contexts, opened)
+            self.contexts = open_context(self.contexts, self.length, reference_for)
         self.length += 1
         self._forget()
 
-    def frames_read(self, context: Context) -> list[int]:
-        """The frames that the next frame reads through `context`, in the order of `read`."""
-        return spaced_frames(self.length, self.references, context.start)
-
-    def read(self, context: Context) -> tuple[Tensor, Tensor]:
-        """What the next frame reads through `context`.
-
-        Returns:
-            Features [T, C, h, w] and values [T, len(context.channels), h, w], the oldest frame first.
-        """
-        held = [self._frames[frame] for frame in self.frames_read(context)]
-        values = [_channels(values, context.channels) for _, values in held]
-        return torch.stack([features for features, _ in held]), torch.stack(values)
+    def read(self, context: Context) -> Reading:
+        """What the next frame reads, the oldest frame first."""
+        frames = spaced_frames(self.length, self.references, context.start)
+        held = [self._frames[frame] for frame in frames]
+        return Reading(
+            torch.stack([features for features, _ in held]),
+            torch.stack([_channels(values, context.channels) for _, values in held]),
+            [self._dilation(self.length - frame) for frame in frames],
+        )
 
     def to(self, device: torch.device) -> None:
         """Move everything held."""
         self._frames = {t: (f.to(device), v.to(device)) for t, (f, v) in self._frames.items()}
-        self._rebind()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to go on later: tensors, and JSON values."""
         tensors: dict[str, Tensor] = {}
         for index, (features, values) in self._frames.items():
             tensors |= {f"frame.{index}.features": features, f"frame.{index}.values": values}
-        contexts = [{"start": context.start, "channels": context.channels} for context in self.contexts]
+        contexts = [dataclasses.asdict(context) for context in self.contexts]
         described = {"length": self.length, "contexts": contexts, "frames": list(self._frames)}
         return tensors, {**described, "references": self.references}
 
@@ -87,19 +82,15 @@ class SpacedBank:
         self._frames = {
             t: (tensors[f"frame.{t}.features"], tensors[f"frame.{t}.values"]) for t in described["frames"]
         }
-        self.contexts = [
-            Context(entry["start"], list(entry["channels"]), *self._frames[entry["start"]])
-            for entry in described["contexts"]
-        ]
+        self.contexts = [Context(entry["start"], list(entry["channels"])) for entry in described["contexts"]]
 
     def shrink(self) -> str | None:
         """Read fewer frames from now on and say so: less memory, another result. None at the smallest."""
         if self.references == 1:
             return None
-        smaller = 5 if self.references == "all" else REFERENCES[REFERENCES.index(self.references) - 1]
-        self.references = smaller
+        self.references = REFERENCES[REFERENCES.index(self.references) - 1]
         self._forget()
-        return f"{smaller} references instead of {self._asked} (results change)"
+        return f"{self.references} references instead of {self._asked} (results change)"
 
     def _forget(self) -> None:
         starts = {context.start for context in self.contexts}
@@ -107,16 +98,10 @@ class SpacedBank:
         needed = {frame for s in starts for t in queries for frame in spaced_frames(t, self.references, s)}
         self._frames = {t: frame for t, frame in self._frames.items() if t in needed | starts}
 
-    def _rebind(self) -> None:
-        for context in self.contexts:
-            context.features, context.values = self._frames[context.start]
-
 
 def _channels(values: Tensor, wanted: Sequence[int]) -> Tensor:
-    """Channels of a frame's values; those that appeared after it are empty."""
-    known = [channel for channel in wanted if channel < values.shape[0]]
-    if len(known) == len(wanted):
-        return values[known]
-    out = values.new_zeros(len(wanted), *values.shape[1:])
-    out[[i for i, channel in enumerate(wanted) if channel < values.shape[0]]] = values[known]
-    return out
+    """Channels of a frame's values; those that joined after it are empty."""
+    picked = values.new_zeros(len(wanted), *values.shape[1:])
+    there = [i for i, channel in enumerate(wanted) if channel < values.shape[0]]
+    picked[there] = values[[wanted[i] for i in there]]
+    return picked

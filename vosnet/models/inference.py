@@ -97,7 +97,11 @@ class FeatureExtractor:
         Raises:
             InputError: not [N, H, W, 3] uint8 (E280).
         """
-        images = self.images(frames, size)
+        return self.features(self.images(frames, size))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features of what `images` returned, [N, C, h, w] float32, not L2-normalized."""
         with self.autocast():
             features: Tensor = self._run(images)
         return features.float()

@@ -1,4 +1,4 @@
-"""Label maps to value channels on the feature grid, and back to label maps of the source's size."""
+"""Label maps down to value channels on the feature grid, and back up to the size of the source."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vosnet.masks.decision import most_likely
 from vosnet.propagation.protocol import Protocol
 
 
@@ -62,7 +63,7 @@ def _to_grid(
     if protocol.mask_down == "slice":
         one = functional.interpolate(one, seen, mode="nearest-exact") if resized else one
         one = one[..., ::output_stride, ::output_stride]
-    # "nearest-exact" looks from cell centres, as Pillow does; a slice already has the grid's size unless the
+    # "nearest-exact" looks from cell centers, as Pillow does; a slice already has the grid's size unless the
     # encoder rounds it down
     return functional.interpolate(one, grid, mode="nearest-exact")
 
@@ -89,20 +90,14 @@ def decide(
     """The label map of the most probable channel, [H, W] uint8.
 
     Args:
-        probs: [K, h, w], channel 0 is background; of equal ones the lowest wins.
+        probs: [K, h, w], channel 0 is background; of equal ones the lowest channel wins.
         ids: of the channels 1..K-1.
         size: (H, W) of the source.
         protocol: see `upsample` and `decide_at`.
         channels: this many are upsampled at once.
     """
     at = size if protocol.decide_at == "source" else input_size(size, protocol)
-    best, channel = upsample(probs[:channels], at, protocol).max(0)
-    for first in range(channels, probs.shape[0], channels):
-        value, index = upsample(probs[first : first + channels], at, protocol).max(0)
-        better = value > best
-        best, channel = torch.where(better, value, best), torch.where(better, index + first, channel)
-    lookup = torch.tensor([0, *ids], dtype=torch.uint8, device=probs.device)
-    mask = lookup[channel]
+    mask = most_likely(probs, ids, lambda part: upsample(part, at, protocol), channels)
     if at != size:
         mask = functional.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0].byte()
     return mask.cpu().numpy()

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from vosnet.adaptation.adapt import Adaptation, OnStep, PackedMasks, adapt, require_rereadable
 from vosnet.adaptation.settings import AdaptationSettings
-from vosnet.errors import InputError, UsageError
 from vosnet.masks import with_annotation
 from vosnet.models import CallableEncoder, MaskSegmenter, load_model
 from vosnet.models.inference import FeatureExtractor, Precision
 from vosnet.models.resnet import Arch
 from vosnet.propagation.masks import upsample
+from vosnet.propagation.passes import Pass, plan_passes
 from vosnet.propagation.protocol import Protocol, check_switches, make_protocol
-from vosnet.propagation.saved_state import Spill, fingerprint
+from vosnet.propagation.saved_state import StateFile, fingerprint
 from vosnet.propagation.tracker import Tracker
 from vosnet.runtime import choose_device
 from vosnet.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -203,9 +203,9 @@ class Propagator:
                 frame to frame 0; "both" is forward, then backward from the first annotated frame.
             keep_annotations: answer annotated frames with the given pixels. Differs: the authors write what
                 is left of them after the way to the feature grid and back, as does False.
-            spill: a file for the tracker's state, written every `spill_every` frames and removed at the end.
-                Where it exists already, results go on behind the frame it was written at.
-            spill_every: frames between two writings.
+            spill: a file for the tracker's state, saved every `spill_every` frames and removed at the end.
+                If it exists already, results go on after the frame at which it was saved.
+            spill_every: frames between two savings.
 
         Yields:
             A `FrameResult` per frame, in the order of processing. Frames before the first annotated one are
@@ -216,9 +216,12 @@ class Propagator:
             InputError: a mask or frame that does not fit (E204, E280-E284).
             OutOfMemoryError: even the smallest settings do not fit (E501).
         """
-        passes = _plan(frames, masks, direction)
-        keeper = Spill(spill, spill_every, self._fingerprint(masks, direction)) if spill is not None else None
-        return self._run(frames, dict(masks), passes, keeper, keep_annotations)
+        passes = plan_passes(frames, masks, direction)
+        file = None
+        if spill is not None:
+            made_by = fingerprint(self.protocol, self.source, masks, direction)
+            file = StateFile(spill, spill_every, made_by)
+        return self._run(frames, dict(masks), passes, file, keep_annotations)
 
     def adapt(
         self,
@@ -252,106 +255,32 @@ class Propagator:
             frames, propagated, masks, settings, direction=direction, device=self.device, on_step=on_step
         )
 
-    def _fingerprint(self, masks: Mapping[int, np.ndarray], direction: str) -> str:
-        return fingerprint(self.protocol, self.source, masks, direction)
-
     def _run(
         self,
         frames: Any,
         masks: dict[int, np.ndarray],
-        passes: list[_Pass],
-        keeper: Spill | None,
+        passes: list[Pass],
+        file: StateFile | None,
         keep_annotations: bool,  # noqa: FBT001 (private)
     ) -> Iterator[FrameResult]:
-        done = keeper.load() if keeper is not None else None
+        saved = file.load() if file is not None else None
         for number, part in enumerate(passes):
-            if done is not None and number < done.part:
+            if saved is not None and number < saved.part:
                 continue
             tracker, position = self.tracker(), -1
-            if done is not None and number == done.part:
-                tracker.load_state_dict(done.state)
-                position = done.position
+            if saved is not None and number == saved.part:
+                tracker.load_state_dict(saved.state)
+                position = saved.position
             for index, frame in part.frames(frames, position):
                 mask = masks.get(index) if index in part.annotated else None
                 probs = tracker.step(frame, mask)
                 if index not in part.silent:
-                    yield self._result(tracker, index, probs, mask if keep_annotations else None)
+                    decided = tracker.decide(probs)
+                    if keep_annotations and mask is not None:
+                        decided = with_annotation(decided, mask)
+                    yield FrameResult(index, decided, tuple(tracker.ids), probs, self.protocol)
                 position += 1
-                if keeper is not None:
-                    keeper.save(number, position, tracker)
-            part.check_finished(position)
-        if keeper is not None:
-            keeper.remove()
-
-    def _result(self, tracker: Tracker, index: int, probs: Tensor, mask: np.ndarray | None) -> FrameResult:
-        decided = tracker.decide(probs)
-        if mask is not None:
-            decided = with_annotation(decided, mask)
-        return FrameResult(index, decided, tuple(tracker.ids), probs, self.protocol)
-
-
-@dataclass
-class _Pass:
-    """One walk over the frames.
-
-    Attributes:
-        start: index of its first frame, which is annotated.
-        step: 1 or -1.
-        annotated: frames whose masks are used.
-        silent: frames that are processed but not answered, because another pass did.
-    """
-
-    start: int
-    step: int
-    annotated: frozenset[int]
-    silent: frozenset[int] = frozenset()
-
-    def frames(self, frames: Any, done: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, frame) of the frames behind position `done`."""
-        first = self.start + self.step * (done + 1)
-        indexable = hasattr(frames, "__getitem__") and hasattr(frames, "__len__")
-        if indexable and (first > 0 or self.step == -1):
-            stop = len(frames) if self.step == 1 else -1
-            for index in range(first, stop, self.step):
-                yield index, np.asarray(frames[index])
-        else:  # readers are quickest when they stream
-            for index, frame in enumerate(frames):
-                if index >= first:
-                    yield index, np.asarray(frame)
-
-    def check_finished(self, position: int) -> None:
-        """Raise when the clip ended before an annotated frame."""
-        last = self.start + position * self.step
-        if self.step == 1 and max(self.annotated) > last:
-            raise _mask_beyond(max(self.annotated), last + 1 if position >= 0 else None)
-
-
-def _plan(frames: Any, masks: Mapping[int, np.ndarray], direction: str) -> list[_Pass]:
-    """The passes of a direction, after checking what can be checked before the first frame."""
-    if direction not in {"forward", "backward", "both"}:
-        raise UsageError("E165", f"direction must be forward, backward or both, got {direction!r}")
-    if not masks:
-        raise UsageError("E165", "no mask is given", "Give at least one, such as masks={0: mask}.")
-    indices = frozenset(int(index) for index in masks)
-    if min(indices) < 0:
-        raise InputError("E284", f"mask for frame {min(indices)}: frames are counted from 0")
-    sized = hasattr(frames, "__len__")
-    if sized and max(indices) >= len(frames):
-        raise _mask_beyond(max(indices), len(frames))
-    if direction != "forward" and not (sized and hasattr(frames, "__getitem__")):
-        message = (
-            f"direction {direction!r} reads frames out of order, but {type(frames).__name__} only streams"
-        )
-        raise UsageError("E165", message, "Give a list, an array [T, H, W, 3] or a VideoReader.")
-    forward = _Pass(min(indices), 1, indices)
-    if direction == "forward":
-        return [forward]
-    if direction == "backward":
-        return [_Pass(max(indices), -1, indices)]
-    start = min(indices)
-    return [forward, _Pass(start, -1, frozenset({start}), frozenset({start}))]
-
-
-def _mask_beyond(index: int, length: int | None) -> InputError:
-    has = "is shorter" if length is None else f"has {length} frames"
-    return InputError("E284", f"mask for frame {index}, but the clip {has}", "Frames are counted from 0.")
+                if file is not None:
+                    file.save(number, position, tracker)
+        if file is not None:
+            file.remove()

@@ -21,15 +21,15 @@ from vosnet.propagation.tracker import Tracker
 
 
 @dataclass
-class SpilledState:
-    """Where a run was: pass number, position within it, and the tracker's state dict."""
+class SavedState:
+    """Where a run was: the number of its pass, the position within it, and the tracker's state dict."""
 
     part: int
     position: int
     state: dict[str, Any]
 
 
-class Spill:
+class StateFile:
     """Writes the tracker's state now and then, whole or not at all, and reads it back.
 
     Args:
@@ -41,7 +41,7 @@ class Spill:
     def __init__(self, path: str | os.PathLike[str], every: int, belongs_to: str) -> None:
         self.path, self.every, self._belongs_to = files.expand(path), every, belongs_to
 
-    def load(self) -> SpilledState | None:
+    def load(self) -> SavedState | None:
         """The state of an interrupted run, or None when there is none.
 
         Raises:
@@ -59,7 +59,7 @@ class Spill:
         if meta["belongs_to"] != self._belongs_to:
             message = f"state file {self.path} was written with other masks, settings or weights"
             raise InputError("E285", message, "Delete it to start over.")
-        return SpilledState(meta["part"], meta["position"], {"tensors": tensors, "meta": meta["tracker"]})
+        return SavedState(meta["part"], meta["position"], {"tensors": tensors, "meta": meta["tracker"]})
 
     def save(self, part: int, position: int, tracker: Tracker) -> None:
         """Write the state if it is time to."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,19 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vosnet.errors import InputError, UsageError
-from vosnet.masks import with_annotation
+from vosnet.errors import InputError
+from vosnet.masks import object_ids, with_annotation
 from vosnet.matching import Chunks, nearest_readout, normalize_features, window_readout
-from vosnet.memory import Context, MemoryBank, SpacedBank
+from vosnet.memory import MemoryBank, Reading, SpacedBank
 from vosnet.models.inference import FeatureExtractor
 from vosnet.models.segmenter import MaskSegmenter
-from vosnet.propagation.decoding import MaskRounds
-from vosnet.propagation.fallbacks import Ladder, Rung
+from vosnet.propagation.decoding import PreparedFrame, make_strategy
+from vosnet.propagation.fallbacks import Fallback, Fallbacks, fewer_channels, smaller_workspace
 from vosnet.propagation.masks import decide, input_size, mask_to_values
 from vosnet.propagation.protocol import Protocol
 
 logger = logging.getLogger(__name__)
-MIN_WORKSPACE_BYTES = 2**20
 
 
 class Tracker:
@@ -38,11 +39,13 @@ class Tracker:
         extractor: frames to features.
         protocol: how labels travel.
         allow_degrade: when memory runs out and nothing else is left, keep fewer recent frames.
-        chunks: how much is done at once; the ladder makes it smaller when memory runs out.
+        chunks: how much is done at once; out-of-memory fallbacks make it smaller.
         segmenter: mask encoder and decoder, for protocols with `rounds`.
 
     Attributes:
-        ids: object ids of the channels 1..K-1; channel 0 is background.
+        ids: object ids of the channels 1..K-1 in the order in which they came; channel 0 is background.
+        bank: the frames that may still be read.
+        fallbacks: what is done when memory runs out.
     """
 
     def __init__(
@@ -54,13 +57,17 @@ class Tracker:
         chunks: Chunks | None = None,
         segmenter: MaskSegmenter | None = None,
     ) -> None:
-        self.extractor, self.protocol = extractor, protocol
-        self.rounds = _rounds(segmenter, extractor, protocol)
-        self.chunks = chunks or Chunks()
+        self.extractor, self.protocol, self.chunks = extractor, protocol, chunks or Chunks()
+        self.strategy = make_strategy(segmenter, extractor, protocol.rounds, self.chunks)
         self.ids: list[int] = []
         self.size: tuple[int, int] | None = None
         self.bank = _bank(protocol)
-        self.ladder = Ladder(self._rungs(allow_degrade))
+        fallbacks: list[Fallback] = [
+            partial(smaller_workspace, self.chunks),
+            partial(fewer_channels, self.chunks),
+            self._move_to_cpu,
+        ]
+        self.fallbacks = Fallbacks([*fallbacks, self.bank.shrink] if allow_degrade else fallbacks)
 
     def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Tensor:
         """Probabilities of the next frame.
@@ -74,47 +81,32 @@ class Tracker:
             grid of the decoder.
 
         Raises:
-            InputError: wrong frame (E280, E281) or mask (E204, E282), no object in the first mask (E283).
+            InputError: wrong frame (E280, E281) or mask (E204, E282), no object in the first mask (E283), an
+                object too small for the feature grid (E172).
             OutOfMemoryError: the smallest settings do not fit (E501).
         """
         self._check_frame(frame)
-        new_ids = [] if mask is None else object_ids(mask, frame.shape[:2])
+        new_ids: list[int] = []
+        if mask is not None:
+            mask = checked_mask(mask, frame.shape[:2])
+            new_ids = object_ids(mask)
         if not new_ids and self.bank.length == 0:
             raise InputError("E283", "the first mask holds no object", "Mark at least one with an id from 1.")
-        features = self.ladder.run(lambda: self._features(frame))
-        probs, copied = self.ladder.run(
-            lambda: self._probs(features.to(self.extractor.device), frame, mask, new_ids)
-        )
-        self.ids += [i for i in new_ids if i not in self.ids]
-        values = self.ladder.run(lambda: self._values(probs, copied, mask, new_ids))
-        grid = (features.shape[1], features.shape[2])
-        stored = self.ladder.run(lambda: self._stored(values, frame, grid))
-        channels = self._channels(new_ids) if new_ids else []
-        self.ladder.run(lambda: self._keep(features, stored, channels))
-        return probs
+        return self.fallbacks.run(lambda: self._step(frame, mask if new_ids else None, new_ids))
 
     def decide(self, probs: Tensor) -> np.ndarray:
         """The label map of `probs` at the source's size, [H, W] uint8."""
-        assert self.size is not None
-        size = self.size
-        return self.ladder.run(
-            lambda: decide(
-                probs.to(self.extractor.device), self.ids, size, self.protocol, self.chunks.channels
-            )
-        )
+        return self.fallbacks.run(lambda: self._decide(probs.to(self.extractor.device), self.ids))
 
     def to(self, device: torch.device) -> None:
-        """Move the encoder and the memory."""
-        self.extractor.to(device)
-        if self.rounds is not None:
-            self.rounds.to(device)
-        self.bank.to(device)
+        """Move the networks and the memory."""
+        for part in (self.extractor, self.strategy, self.bank):
+            part.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on after the last frame: tensors, and JSON values in "meta"."""
         tensors, bank = self.bank.state()
-        meta = {"ids": self.ids, "size": self.size, "bank": bank}
-        return {"tensors": tensors, "meta": meta}
+        return {"tensors": tensors, "meta": {"ids": self.ids, "size": self.size, "bank": bank}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, with the same protocol and encoder."""
@@ -135,162 +127,94 @@ class Tracker:
             message = f"frame size changes from {_wxh(self.size)} to {_wxh(size)}"
             raise InputError("E281", message, "Resize the frames to one size.")
 
-    def _features(self, frame: np.ndarray) -> Tensor:
-        assert self.size is not None
-        features = self.extractor(frame[None], input_size(self.size, self.protocol))[0]
-        return normalize_features(features) if self.protocol.normalize else features
-
-    def _image(self, frame: np.ndarray) -> Tensor:
-        assert self.size is not None
-        return self.extractor.images(frame[None], input_size(self.size, self.protocol))[0]
-
-    def _channels(self, ids: list[int]) -> list[int]:
-        """Value channels of `ids`; with background when no other reference frame answers for it."""
-        channels = [1 + self.ids.index(i) for i in ids]
-        own = {0, *self._planes(channels)}
-        others = any(set(context.channels) - own for context in self.bank.contexts)
-        return self._planes(channels if others else [0, *channels])
-
-    def _planes(self, channels: list[int]) -> list[int]:
-        """What memory holds of value channels: themselves, or with `rounds` all planes of an object."""
-        return channels if self.rounds is None else self.rounds.planes(channels)
-
-    def _probs(
-        self, features: Tensor, frame: np.ndarray, mask: np.ndarray | None, new_ids: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """The answer, and what was copied to begin with; without `rounds` they are one tensor."""
-        if mask is None or not new_ids:
-            return self._decoded(features, frame)
-        grid = self._mask_grid((features.shape[1], features.shape[2]))
-        wanted = [0, *new_ids] if self.bank.length == 0 else new_ids
-        given = mask_to_values(mask, wanted, grid, self.protocol, self._mask_stride)
-        _check_all_there(given[-len(new_ids) :], mask, new_ids, self.protocol)
-        given = given.to(features.device)
+    def _step(self, frame: np.ndarray, mask: np.ndarray | None, new_ids: list[int]) -> Tensor:
+        """`step` without its checks; nothing changes before the last lines, which take no memory."""
+        ids = list(dict.fromkeys([*self.ids, *new_ids]))
+        prepared = self._prepare(frame)
         if self.bank.length == 0:
-            return given, given
-        probs, copied = self._decoded(features, frame)
-        merged = self._merged(probs, given, new_ids)
-        if copied is probs:
-            return merged, merged
-        copied = functional.interpolate(copied[None], given.shape[-2:], mode="bilinear")[0]
-        return merged, self._merged(copied, given, new_ids)
-
-    def _decoded(self, features: Tensor, frame: np.ndarray) -> tuple[Tensor, Tensor]:
-        read = self._read(features)
-        if self.rounds is None:
-            return read, read
-        answer = self.rounds.decode(self._image(frame), read, self._objects_at_once)
-        return answer, self.rounds.copied(read)
-
-    def _read(self, features: Tensor) -> Tensor:
-        """Every context's answer in its own channels."""
-        planes = self._planes(list(range(1 + len(self.ids))))
-        probs = features.new_zeros(len(planes), *features.shape[1:])
-        for context in self.bank.contexts:
-            probs[context.channels] = self._readout(features, context)
+            assert mask is not None
+            probs = kept = self._given(prepared, mask, [0, *new_ids])
+        else:
+            read = self._read(prepared.features)
+            probs = self.strategy.answer(prepared, read)
+            kept = self.strategy.copied(read) if self.protocol.memory_values == "copied" else probs
+            if mask is not None:
+                given = self._given(prepared, mask, new_ids)
+                channels = [1 + ids.index(i) for i in new_ids]
+                probs, kept = (merged(part, given, channels, 1 + len(ids)) for part in (probs, kept))
+        if self.protocol.memory_values == "hard":
+            decided = self._decide(probs, ids)
+            decided = decided if mask is None else with_annotation(decided, mask)
+            kept = self._to_values(prepared, decided, [0, *ids])
+        stored = self.strategy.store(prepared, kept)
+        self.bank.append(prepared.features, stored, reference_for=self._reference_for(ids, new_ids))
+        self.ids = ids
         return probs
 
-    def _readout(self, features: Tensor, context: Context) -> Tensor:
-        memory, values = self.bank.read(context)
-        protocol = self.protocol
-        temperature = protocol.temperature_for(features.shape[0])
-        near = protocol.neighborhood
+    def _prepare(self, frame: np.ndarray) -> PreparedFrame:
+        assert self.size is not None
+        images = self.extractor.images(frame[None], input_size(self.size, self.protocol))
+        features = self.extractor.features(images)[0]
+        return PreparedFrame(images[0], normalize_features(features) if self.protocol.normalize else features)
+
+    def _read(self, query: Tensor) -> Tensor:
+        """What every context answers in its own channels, [P, h, w]."""
+        count = len(self.strategy.planes(range(1 + len(self.ids))))
+        planes = query.new_zeros(count, *query.shape[1:])
+        for context in self.bank.contexts:
+            planes[context.channels] = self._readout(query, self.bank.read(context))
+        return planes
+
+    def _readout(self, query: Tensor, memory: Reading) -> Tensor:
+        protocol, near = self.protocol, self.protocol.neighborhood
+        operands = query, memory.features, memory.values
+        temperature = protocol.temperature_for(query.shape[0])
         if protocol.k is not None:
             return nearest_readout(
-                features,
-                memory,
-                values,
-                k=protocol.k,
-                temperature=temperature,
-                neighborhood=near,
-                chunks=self.chunks,
+                *operands, k=protocol.k, temperature=temperature, neighborhood=near, chunks=self.chunks
             )
         return window_readout(
-            features,
-            memory,
-            values,
-            temperature=temperature,
-            radius=near.radius,
-            dilations=self._dilations(context, memory.shape[0]),
-            outside=protocol.outside,
-            chunks=self.chunks,
-        )
+            *operands, temperature=temperature, radius=near.radius, dilations=memory.dilations,
+            outside=protocol.outside, chunks=self.chunks,
+        )  # fmt: skip
 
-    def _dilations(self, context: Context, count: int) -> list[int]:
-        """How much wider than the plain window each frame of the context is searched."""
-        if not isinstance(self.bank, SpacedBank):
-            return [1] * count
-        return [self.protocol.dilation(self.bank.length - frame) for frame in self.bank.frames_read(context)]
+    def _given(self, frame: PreparedFrame, mask: np.ndarray, ids: list[int]) -> Tensor:
+        """A given mask on the grid of the answers, one channel per id.
 
-    def _merged(self, probs: Tensor, given: Tensor, new_ids: list[int]) -> Tensor:
-        """`probs` with the objects of a later mask: (1 - s) probs + s given, s the sum of `given`.
-
-        What an object that is annotated again held before goes to the background: its new mask is complete.
+        An object that vanished when downsampled cannot be copied: an error (E172) or a warning.
         """
-        ids = self.ids + [i for i in new_ids if i not in self.ids]
-        probs = torch.cat([probs, probs.new_zeros(1 + len(ids) - probs.shape[0], *probs.shape[1:])])
+        given = self._to_values(frame, mask, ids)
+        for i, value in zip(ids, given, strict=True):
+            if i == 0 or bool(value.any()):
+                continue
+            pixels, grid = int((mask == i).sum()), _wxh(tuple(value.shape))
+            message = f"object {i} ({pixels} pixels) is empty on the feature grid of {grid} cells"
+            if self.protocol.empty_objects == "lose":
+                logger.warning("%s: it is lost", message)
+                continue
+            hint = (
+                "Mark it where it is larger, use a larger short_side, an encoder of smaller stride or "
+                f"another mask_down than {self.protocol.mask_down}, or give it up with empty_objects=lose."
+            )
+            raise InputError("E172", message, hint)
+        return given
+
+    def _to_values(self, frame: PreparedFrame, mask: np.ndarray, ids: Sequence[int]) -> Tensor:
+        grid, stride = self.strategy.mask_grid(frame), self.strategy.mask_stride
+        return mask_to_values(mask, ids, grid, self.protocol, stride).to(frame.features.device)
+
+    def _decide(self, probs: Tensor, ids: Sequence[int]) -> np.ndarray:
+        assert self.size is not None
+        return decide(probs, ids, self.size, self.protocol, self.chunks.channels)
+
+    def _reference_for(self, ids: list[int], new_ids: list[int]) -> list[int]:
+        """Planes copied from this frame from now on; plus background if no other reference frame owns any."""
+        if not new_ids:
+            return []
         channels = [1 + ids.index(i) for i in new_ids]
-        probs[0] += probs[channels].sum(0)
-        probs[channels] = 0
-        covered = given.sum(0)
-        probs *= 1 - covered
-        probs[channels] += covered * given
-        return probs
-
-    def _stored(self, values: Tensor, frame: np.ndarray, grid: tuple[int, int]) -> Tensor:
-        """What memory keeps of a frame: its values, with `rounds` each object's features beside its own."""
-        if self.rounds is None:
-            return values
-        values = values.to(self.extractor.device)
-        return self.rounds.embed(self._image(frame), values, grid, self._objects_at_once)
-
-    def _values(self, probs: Tensor, copied: Tensor, given: np.ndarray | None, new_ids: list[int]) -> Tensor:
-        """What `memory_values` says; the decided mask has annotated pixels as they were given."""
-        if self.protocol.memory_values != "hard":
-            return copied if self.protocol.memory_values == "copied" else probs
-        assert self.size is not None
-        mask = decide(probs, self.ids, self.size, self.protocol, self.chunks.channels)
-        if given is not None and new_ids:
-            mask = with_annotation(mask, given)
-        grid = (probs.shape[1], probs.shape[2])
-        values = mask_to_values(mask, [0, *self.ids], grid, self.protocol, self._mask_stride)
-        return values.to(probs.device)
-
-    def _mask_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """The grid of the answers, for features on `grid`."""
-        assert self.size is not None
-        return (
-            grid if self.rounds is None else self.rounds.mask_grid(input_size(self.size, self.protocol), grid)
-        )
-
-    @property
-    def _mask_stride(self) -> int:
-        """Pixels of the network's input per cell of the answers."""
-        return self.extractor.output_stride if self.rounds is None else self.rounds.mask_stride
-
-    @property
-    def _objects_at_once(self) -> int:
-        return max(1, self.chunks.channels // 4)  # a pass through V and D holds far more than a mask
-
-    def _keep(self, features: Tensor, stored: Tensor, channels: list[int]) -> None:
-        features, stored = features.to(self.extractor.device), stored.to(self.extractor.device)
-        self.bank.append(features, stored, reference_for=channels)
-
-    def _rungs(self, allow_degrade: bool) -> list[Rung]:  # noqa: FBT001 (private)
-        rungs: list[Rung] = [self._shrink_workspace, self._shrink_channels, self._move_to_cpu]
-        return [*rungs, self.bank.shrink] if allow_degrade else rungs
-
-    def _shrink_workspace(self) -> str | None:
-        if self.chunks.workspace // 4 < MIN_WORKSPACE_BYTES:
-            return None
-        self.chunks.workspace_bytes = self.chunks.workspace // 4
-        return f"kernel workspace {self.chunks.workspace_bytes / 2**20:.0f} MiB"
-
-    def _shrink_channels(self) -> str | None:
-        if self.chunks.channels == 1:
-            return None
-        self.chunks.channels = max(1, self.chunks.channels // 4)
-        return f"{self.chunks.channels} objects at once"
+        own = self.strategy.planes([0, *channels])
+        others = any(set(context.channels) - set(own) for context in self.bank.contexts)
+        return self.strategy.planes(channels) if others else own
 
     def _move_to_cpu(self) -> str | None:
         if self.extractor.device.type == "cpu":
@@ -304,22 +228,36 @@ def _bank(protocol: Protocol) -> MemoryBank | SpacedBank:
     if protocol.context != "mast":
         return MemoryBank(protocol.context, protocol.num_recent, protocol.k)
     assert protocol.references is not None
-    return SpacedBank(protocol.references)
+    return SpacedBank(protocol.references, protocol.dilation)
 
 
-def _rounds(
-    segmenter: MaskSegmenter | None, extractor: FeatureExtractor, protocol: Protocol
-) -> MaskRounds | None:
-    if protocol.rounds == 0:
-        return None
-    if segmenter is None:
-        message = f"rounds is {protocol.rounds}, but there is no mask encoder and mask decoder"
-        raise UsageError("E186", message, "Give a segmenter, or use rounds=0, which copies masks without it.")
-    return MaskRounds(segmenter, extractor, protocol.rounds)
+def merged(probs: Tensor, given: Tensor, channels: list[int], count: int) -> Tensor:
+    """Probabilities with the objects of a later mask: (1 - s) probs + s given, s the sum of `given`.
+
+    What an object that is annotated again held before goes to the background: its new mask is complete.
+
+    Args:
+        probs: of what was tracked, [K, h, w].
+        given: the later mask, one channel per object of it, [M, h', w'].
+        channels: of these objects in the result.
+        count: channels of the result.
+
+    Returns:
+        [count, h', w'].
+    """
+    if probs.shape[1:] != given.shape[1:]:
+        probs = functional.interpolate(probs[None], given.shape[1:], mode="bilinear")[0]
+    probs = torch.cat([probs, probs.new_zeros(count - probs.shape[0], *probs.shape[1:])])
+    probs[0] += probs[channels].sum(0)
+    probs[channels] = 0
+    covered = given.sum(0)
+    probs *= 1 - covered
+    probs[channels] += covered * given
+    return probs
 
 
-def object_ids(mask: np.ndarray, size: tuple[int, ...]) -> list[int]:
-    """The objects of a label map, ascending.
+def checked_mask(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """A given label map as bytes, [H, W] uint8.
 
     Raises:
         InputError: another size than the frame (E204), no [H, W] integer array or ids beyond 255 (E282).
@@ -329,27 +267,10 @@ def object_ids(mask: np.ndarray, size: tuple[int, ...]) -> list[int]:
     if mask.shape != tuple(size):
         message = f"mask size {_wxh(mask.shape)} does not match the frame's {_wxh(size)}"
         raise InputError("E204", message, "Give a mask of the frame's size.")
-    ids = [int(i) for i in np.unique(mask)]
-    if ids and (ids[0] < 0 or ids[-1] > 255):
-        raise InputError("E282", f"object ids must lie in 1..255, got {ids[0] if ids[0] < 0 else ids[-1]}")
-    return [i for i in ids if i != 0]
-
-
-def _check_all_there(values: Tensor, mask: np.ndarray, ids: list[int], protocol: Protocol) -> None:
-    """Raise or warn if an object left no trace on the feature grid: nothing can be copied from it (E172)."""
-    for i, value in zip(ids, values, strict=True):
-        if bool(value.any()):
-            continue
-        pixels, grid = int((mask == i).sum()), _wxh(tuple(value.shape))
-        message = f"object {i} ({pixels} pixels) is empty on the feature grid of {grid} cells"
-        if protocol.empty_objects == "lose":
-            logger.warning("%s: it is lost", message)
-            continue
-        hint = (
-            "Mark it where it is larger, use a larger short_side, an encoder of smaller stride or another "
-            f"mask_down than {protocol.mask_down}, or give it up with empty_objects=lose."
-        )
-        raise InputError("E172", message, hint)
+    low, high = int(mask.min(initial=0)), int(mask.max(initial=0))
+    if low < 0 or high > 255:
+        raise InputError("E282", f"object ids must lie in 1..255, got {low if low < 0 else high}")
+    return mask.astype(np.uint8, copy=False)
 
 
 def _wxh(size: tuple[int, ...]) -> str:

@@ -16,7 +16,8 @@ def stamp(index: int, channels: int = 1) -> Tensor:
 
 
 def read_indices(bank: MemoryBank, context_index: int = 0) -> list[int]:
-    features, values = bank.read(bank.contexts[context_index])
+    features, values, dilations = bank.read(bank.contexts[context_index])
+    assert dilations == [1] * len(features)
     assert torch.equal(features[:, 0, 0, 0], values[:, 0, 0, 0])
     return [int(i) for i in features[:, 0, 0, 0]]
 
@@ -59,7 +60,7 @@ def test_leaving_out_copies_beyond_k_does_not_change_the_read_out() -> None:
         full = context_frames(t, 9, "replicate")
         for global_frames in (0, 1):
             options = {"k": k, "temperature": 0.05, "neighborhood": Neighborhood("disc", 3, global_frames)}
-            memory, value = bank.read(bank.contexts[0])
+            memory, value, _ = bank.read(bank.contexts[0])
             got = nearest_readout(frames[t], memory, value, **options)
             expected = nearest_readout(frames[t], frames[full], values[full], **options)
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
@@ -81,7 +82,7 @@ def test_new_channels_are_empty_in_older_frames() -> None:
     bank.append(stamp(5), stamp(5, 2), reference_for=[0, 1])
     bank.append(stamp(6), stamp(6, 4), reference_for=[2, 3])
     bank.append(stamp(7), stamp(7, 4))
-    _, values = bank.read(bank.contexts[1])
+    values = bank.read(bank.contexts[1]).values
     assert values.shape == (3, 2, 2, 3)
     assert [int(v) for v in values[:, 0, 0, 0]] == [6, 6, 7]
 

@@ -13,12 +13,9 @@ def stamp(index: int, channels: int = 1) -> Tensor:
 
 
 def read_indices(bank: SpacedBank, context_index: int = 0) -> list[int]:
-    context = bank.contexts[context_index]
-    features, values = bank.read(context)
+    features, values, _ = bank.read(bank.contexts[context_index])
     assert torch.equal(features[:, 0, 0, 0], values[:, 0, 0, 0])
-    indices = [int(i) for i in features[:, 0, 0, 0]]
-    assert indices == bank.frames_read(context)
-    return indices
+    return [int(i) for i in features[:, 0, 0, 0]]
 
 
 def filled(references: References, length: int) -> SpacedBank:
@@ -58,7 +55,7 @@ def test_channels_that_joined_later_are_empty_in_older_frames() -> None:
     bank.append(stamp(8), stamp(8, 3))
     assert [(context.start, context.channels) for context in bank.contexts] == [(0, [1]), (2, [0, 2])]
     bank.contexts[0].channels = [1, 2]
-    assert bank.read(bank.contexts[0])[1][:, :, 0, 0].tolist() == [[5, 0], [6, 0], [8, 8]]
+    assert bank.read(bank.contexts[0]).values[:, :, 0, 0].tolist() == [[5, 0], [6, 0], [8, 8]]
 
 
 def test_the_caller_may_reuse_the_tensors_it_handed_over() -> None:
@@ -97,3 +94,13 @@ def test_shrinking_goes_on_with_fewer_references(before: References, after: Refe
 
 def test_one_reference_cannot_shrink() -> None:
     assert filled(1, 9).shrink() is None
+
+
+@pytest.mark.parametrize("references", REFERENCES)
+def test_a_frame_is_searched_as_far_as_its_distance_from_the_query_says(references: References) -> None:
+    bank = SpacedBank(references, dilation=lambda gap: 100 + gap)
+    bank.append(stamp(0), stamp(0), reference_for=[0])
+    for t in range(1, 20):
+        features, _, dilations = bank.read(bank.contexts[0])
+        assert dilations == [100 + t - int(frame) for frame in features[:, 0, 0, 0]]
+        bank.append(stamp(t), stamp(t))

@@ -11,11 +11,9 @@ from tests.vosnet.models.test_segmenter import TINY
 from tests.vosnet.propagation.helpers import make_mask, make_propagator, make_scene
 from vosnet import matching
 from vosnet.errors import InputError, UsageError
-from vosnet.matching import Chunks
 from vosnet.models import MaskSegmenter, build_encoder, save_encoder
 from vosnet.models.segmenter import soft_aggregate
-from vosnet.propagation import Propagator, Tracker, make_protocol
-from vosnet.propagation.decoding import MaskRounds
+from vosnet.propagation import Propagator
 
 BOXES = {1: (8, 8, 30, 30), 2: (20, 40, 44, 60)}
 
@@ -84,17 +82,22 @@ def test_all_planes_are_copied_by_one_search(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def run_planes(propagator: Propagator, frames: np.ndarray, given: torch.Tensor) -> torch.Tensor:
-    """Mask and V features of the only object, copied by the plain protocol as if each were a mask."""
-    segmenter = propagator.segmenter
+    """Mask and V features of the only object, copied as if each were a mask."""
+    protocol, extractor, segmenter = propagator.protocol, propagator.extractor, propagator.segmenter
     assert segmenter is not None
-    plain = Tracker(propagator.extractor, make_protocol("unified", rounds=0, num_recent=3))
-    plain.size = (48, 72)
+    assert protocol.k is not None
     with torch.no_grad():
-        features = segmenter.embed(propagator.extractor.images(frames[:1]), given[None, 1:]).features[0]
-    values = torch.cat([torch.nn.functional.interpolate(given[None], (6, 9), mode="area")[0], features])
-    plain.bank.append(plain._features(frames[0]), values, reference_for=range(len(values)))
-    plain.ids = list(range(1, len(values)))
-    return plain._read(plain._features(frames[1]))[1:]
+        planes = segmenter.embed(extractor.images(frames[:1]), given[None, 1:]).features[0]
+    mask = torch.nn.functional.interpolate(given[None, 1:], (6, 9), mode="area")[0]
+    memory, query = matching.normalize_features(extractor(frames))
+    return matching.nearest_readout(
+        query,
+        memory.expand(4, -1, -1, -1),
+        torch.cat([mask, planes]).expand(4, -1, -1, -1),
+        k=protocol.k,
+        temperature=0.05,
+        neighborhood=protocol.neighborhood,
+    )
 
 
 def test_copied_memory_does_not_feel_the_decoder_and_other_memory_does() -> None:
@@ -106,9 +109,8 @@ def test_copied_memory_does_not_feel_the_decoder_and_other_memory_does() -> None
             tracker.step(frames[0], make_mask(BOXES))
             for frame in frames[1:]:
                 tracker.step(frame)
-            assert tracker.rounds is not None
-            _, values = tracker.bank.read(tracker.bank.contexts[0])
-            found.append(torch.stack([tracker.rounds.copied(planes) for planes in values]))
+            values = tracker.bank.read(tracker.bank.contexts[0]).values
+            found.append(torch.stack([tracker.strategy.copied(planes) for planes in values]))
     assert torch.equal(*kept["copied"])
     assert not torch.allclose(*kept["soft"])
 
@@ -126,7 +128,7 @@ def test_an_object_that_appears_later_joins_and_is_decoded(memory_values: str) -
 def test_fewer_objects_at_once_give_the_same_masks() -> None:
     masks = make_mask({**BOXES, 3: (0, 0, 7, 7)})
     frames, whole, split = make_scene(3), decoding_propagator().tracker(), decoding_propagator().tracker()
-    split.chunks = Chunks(channels=1)
+    split.chunks.channels = 1
     for index, frame in enumerate(frames):
         mask = masks if index == 0 else None
         torch.testing.assert_close(whole.step(frame, mask), split.step(frame, mask), rtol=1e-4, atol=1e-5)
@@ -145,6 +147,18 @@ def test_a_tracker_goes_on_from_its_state_and_holds_as_much_as_before() -> None:
     assert tracker.bank.num_bytes == held
 
 
+@pytest.mark.parametrize("preset", ["dul", "crw_decoded", "mast_decoded"])
+def test_a_frame_is_prepared_once(preset: str) -> None:
+    """Uploaded, resized and normalized once, and encoded once, whatever becomes of it."""
+    propagator = make_propagator(preset, segmenter=MaskSegmenter(**TINY), radius=3, short_side=40)
+    images, prepared = propagator.extractor.images, []
+    propagator.extractor.images = lambda *given: prepared.append(given) or images(*given)
+    masks = {0: make_mask({1: BOXES[1]}), 2: make_mask({2: BOXES[2]})}
+    assert len(list(propagator.propagate(make_scene(4), masks))) == 4
+    assert len(prepared) == 4
+    assert propagator.extractor.encoder.function.calls == 4
+
+
 def test_streamed_frames_get_the_masks_of_listed_ones() -> None:
     frames, masks = make_scene(5), {0: make_mask(BOXES)}
     listed = [r.mask for r in decoding_propagator().propagate(list(frames), masks)]
@@ -153,10 +167,9 @@ def test_streamed_frames_get_the_masks_of_listed_ones() -> None:
 
 
 def test_planes_keep_their_place_when_objects_come() -> None:
-    extractor = make_propagator().extractor
-    rounds = MaskRounds(MaskSegmenter(**TINY), extractor, 1)
-    assert rounds.planes([0, 1]) == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert rounds.planes([2]) == [8, 9, 10, 11, 12, 13, 14]
+    strategy = decoding_propagator().tracker().strategy
+    assert strategy.planes([0, 1]) == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert strategy.planes([2]) == [8, 9, 10, 11, 12, 13, 14]
 
 
 def save(path: Path, segmenter: MaskSegmenter | None) -> Path:

@@ -14,8 +14,8 @@ from tests.vosnet.propagation.helpers import make_mask, make_propagator, make_sc
 from vosnet import matching
 from vosnet.errors import OutOfMemoryError
 from vosnet.models import MaskSegmenter
-from vosnet.propagation.fallbacks import Ladder
-from vosnet.propagation.tracker import MIN_WORKSPACE_BYTES, Tracker
+from vosnet.propagation.fallbacks import MIN_WORKSPACE_BYTES, Fallbacks
+from vosnet.propagation.tracker import Tracker
 from vosnet.runtime import is_out_of_memory
 
 MASKS = {
@@ -58,7 +58,7 @@ def test_f34_a_smaller_workspace_gives_the_same_result(
     tracker = make_propagator().tracker()
     with caplog.at_level(logging.WARNING):
         got = run(tracker)
-    assert tracker.ladder.steps == ["kernel workspace 32 MiB"]
+    assert tracker.fallbacks.taken == ["kernel workspace 32 MiB"]
     assert "going on with kernel workspace 32 MiB" in caplog.text
     for a, b in zip(got, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
@@ -69,7 +69,7 @@ def test_f34_fewer_objects_at_once_give_the_same_result(monkeypatch: pytest.Monk
     fail_unless(monkeypatch, lambda value: value.shape[2] <= 2, torch.OutOfMemoryError("out of memory"))
     tracker = make_propagator().tracker()
     got = run(tracker)
-    assert tracker.ladder.steps[-1] == "2 objects at once"
+    assert tracker.fallbacks.taken[-1] == "2 objects at once"
     assert tracker.chunks.workspace >= MIN_WORKSPACE_BYTES
     for a, b in zip(got, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
@@ -91,8 +91,8 @@ def test_f34_the_cpu_comes_after_smaller_chunks(monkeypatch: pytest.MonkeyPatch)
     tracker.extractor.device = FakeCuda()
     got = run(tracker)
     assert moved == ["cpu"]
-    assert tracker.ladder.steps[-1] == "moved to the CPU"
-    assert "1 objects at once" in tracker.ladder.steps
+    assert tracker.fallbacks.taken[-1] == "moved to the CPU"
+    assert "1 objects at once" in tracker.fallbacks.taken
     for a, b in zip(got, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
@@ -113,8 +113,8 @@ def test_f34_results_change_only_when_that_is_allowed(monkeypatch: pytest.Monkey
         run(make_propagator().tracker())
     tracker = make_propagator(allow_degrade=True, k=3).tracker()
     run(tracker)
-    assert tracker.ladder.steps[-1] == "2 recent frames instead of 20 (results change)"
-    assert all("objects" in s or "workspace" in s for s in tracker.ladder.steps[:5])
+    assert tracker.fallbacks.taken[-1] == "2 recent frames instead of 20 (results change)"
+    assert all("objects" in s or "workspace" in s for s in tracker.fallbacks.taken[:5])
 
 
 def test_f34_the_encoder_running_out_ends_in_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_f34_a_step_that_runs_out_anywhere_is_repeated_as_if_nothing_had_happene
                 found.append(tracker.step(frame, few.get(t)))
             if t == step:
                 count = mode.count
-                assert len(tracker.ladder.steps) == (at >= 0)
+                assert len(tracker.fallbacks.taken) == (at >= 0)
         return found, count
 
     expected, count = probs(-1)
@@ -176,15 +176,14 @@ def test_f34_running_out_while_deciding_gives_the_same_mask() -> None:
     expected = tracker.decide(probs)
     with RunsOut(3):
         assert np.array_equal(tracker.decide(probs), expected)
-    assert len(tracker.ladder.steps) == 1
+    assert len(tracker.fallbacks.taken) == 1
 
 
 def test_other_errors_pass_through_at_once() -> None:
-    steps: list[str] = []
-    ladder = Ladder([lambda: steps.append("x") or "x"])
+    fallbacks = Fallbacks([lambda: "something smaller"])
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        ladder.run(lambda: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
-    assert not steps
+        fallbacks.run(lambda: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
+    assert not fallbacks.taken
 
 
 def test_what_counts_as_out_of_memory() -> None:

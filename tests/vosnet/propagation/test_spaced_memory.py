@@ -1,6 +1,7 @@
 """Presets that read a few spaced frames through windows: mast and memory_tracker."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tests.vosnet.propagation.helpers import PatchEncoder, make_mask, make_propagator, make_scene
+from vosnet import matching
 from vosnet.errors import InputError
 from vosnet.matching import window_readout
-from vosnet.memory import SpacedBank, spaced_frames
+from vosnet.memory import spaced_frames
 from vosnet.propagation import PRESETS, Propagator
 from vosnet.propagation.masks import mask_to_values
 from vosnet.propagation.tracker import Tracker
@@ -102,7 +104,7 @@ def test_hard_memory_keeps_annotated_pixels_as_they_were_given() -> None:
     tracker = make_propagator("mast").tracker()
     mask = make_mask({1: (0, 0, 8, 8), 2: (24, 40, 48, 72)})  # one cell would not survive the way up and down
     tracker.step(make_scene(1)[0], mask)
-    _, values = tracker.bank.read(tracker.bank.contexts[0])
+    values = tracker.bank.read(tracker.bank.contexts[0]).values
     assert np.array_equal(values[0].argmax(0).numpy(), mask[::8, ::8])
 
 
@@ -196,10 +198,20 @@ def test_an_object_that_vanishes_is_lost_with_a_warning_where_that_is_asked(
     assert set(np.unique(results[2].mask)) == {0, 1}
 
 
-def test_fewer_references_are_the_last_thing_given_up() -> None:
-    tracker = make_propagator("mast", allow_degrade=True).tracker()
-    assert isinstance(tracker.bank, SpacedBank)
-    assert tracker._rungs(True)[-1]() == "3 references instead of 5 (results change)"
+def test_fewer_references_are_the_last_thing_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = matching.widened_readout
+
+    def fake(query: Tensor, memory: Tensor, value: Tensor, **options: Any) -> Tensor:
+        if memory.shape[1] > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(query, memory, value, **options)
+
+    monkeypatch.setattr(matching, "widened_readout", fake)
+    tracker = make_propagator("mast", allow_degrade=True, radius=2).tracker()
+    for t, frame in enumerate(make_scene(12)):
+        tracker.step(frame, make_mask({1: LEFT}) if t == 0 else None)
+    assert tracker.fallbacks.taken[-1] == "3 references instead of 5 (results change)"
+    assert all("objects" in said or "workspace" in said for said in tracker.fallbacks.taken[:-1])
 
 
 def test_any_encoder_and_dimension_runs() -> None:
