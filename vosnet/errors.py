@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 
 class VosnetError(Exception):
     """An expected failure; the command line prints it as one line and exits with `exit_code`.
@@ -89,3 +92,9 @@ class LockedError(VosnetError):
     """Another process uses the same run folder (codes E8xx)."""
 
     exit_code = 8
+
+
+def known_names_hint(name: str, known: Sequence[str]) -> str:
+    """What to say about an unknown name: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."

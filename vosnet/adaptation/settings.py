@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-from vosnet.adaptation.training_frames import Decay
-from vosnet.errors import UsageError
+from vosnet.errors import UsageError, known_names_hint
 from vosnet.models.inference import Precision
 from vosnet.models.unet import DECODER_DIMS
 from vosnet.transforms.photometric import ColorJitter
+
+Decay = Literal["exponential", "linear"]
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,7 @@ class AdaptationSettings:
         for name in ("given_share", "jitter_probability", "gray_probability", "flip_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError("E176", f"{name} must lie in 0..1, got {getattr(self, name)!r}")
-        for name, allowed in (
-            ("decay", ("exponential", "linear")),
-            ("precision", ("auto", "float32", "bfloat16")),
-        ):
+        for name, allowed in (("decay", get_args(Decay)), ("precision", get_args(Precision))):
             if getattr(self, name) not in allowed:
                 raise UsageError("E176", f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1] <= 1:
@@ -95,10 +92,13 @@ class AdaptationSettings:
     @property
     def jitter(self) -> ColorJitter:
         """The color part."""
-        names = ("brightness", "contrast", "saturation", "hue")
-        strengths = {name: getattr(self, name) for name in names}
         return ColorJitter(
-            **strengths, probability=self.jitter_probability, gray_probability=self.gray_probability
+            brightness=self.brightness,
+            contrast=self.contrast,
+            saturation=self.saturation,
+            hue=self.hue,
+            probability=self.jitter_probability,
+            gray_probability=self.gray_probability,
         )
 
 
@@ -111,13 +111,12 @@ def make_settings(**values: Any) -> AdaptationSettings:
     known = [entry.name for entry in dataclasses.fields(AdaptationSettings)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+            hint = known_names_hint(name, known)
             raise UsageError("E176", f"{name!r} is no setting of online adaptation", hint)
-    cleaned: dict[str, Any] = {
+    as_tuples: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
     try:
-        return AdaptationSettings(**cleaned)
+        return AdaptationSettings(**as_tuples)
     except TypeError as error:
         raise UsageError("E176", f"a setting of online adaptation has the wrong type: {error}") from error

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
+from vosnet.adaptation.annotations import Annotations
+from vosnet.adaptation.settings import AdaptationSettings, Decay
 from vosnet.transforms import nearest_index, random_similarity, warp_images, warp_nearest
 from vosnet.transforms.photometric import ColorJitter, jitter_colors
-from vosnet.video.selection import Direction
-
-Decay = Literal["exponential", "linear"]
-
-
-def known_ids(given: Mapping[int, Collection[int]], index: int, direction: Direction) -> set[int]:
-    """Objects that a propagation has heard of at frame `index`.
-
-    Args:
-        given: object ids by annotated frame.
-        index: of the frame.
-        direction: as propagated: "both" is forward from the first annotated frame, then backward from it.
-    """
-    start = min(given)
-    if direction == "both" and index < start:
-        return set(given[start])
-    seen = (i >= index if direction == "backward" else i <= index for i in given)
-    return {label for ids, there in zip(given.values(), seen) if there for label in ids}
 
 
 def frame_weights(distances: Sequence[int], *, decay: Decay, last_weight: float) -> Tensor:
@@ -59,21 +43,21 @@ def fit(frame: np.ndarray, size: int) -> np.ndarray:
 
 
 class TrainingFrames:
-    """At most `capacity` frames beside the annotated ones, spread evenly over however many are added.
+    """The annotated frames and at most `capacity` others, spread evenly over however many are added.
 
     Args:
-        ids: object of each channel from 1 on.
+        annotations: their objects are the channels from 1 on.
         size: side of the stored pictures in pixels.
         capacity: frames kept; when one more arrives, every second one is dropped and the step doubles.
     """
 
-    def __init__(self, ids: Sequence[int], size: int, capacity: int) -> None:
-        self.size, self._capacity, self._step = size, capacity, 1
+    def __init__(self, annotations: Annotations, size: int, capacity: int) -> None:
+        self.annotations, self.size, self._capacity, self._step = annotations, size, capacity, 1
+        self._ids = annotations.objects
         self._channel = np.zeros(256, np.uint8)
-        self._channel[list(ids)] = np.arange(1, len(ids) + 1)
-        self._ids = list(ids)
+        self._channel[self._ids] = np.arange(1, len(self._ids) + 1)
         self._frames: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        self._added = 0
+        self._offered = 0
         self._loose: dict[int, int] = {}  # place in the order of arrival -> frame index
 
     @property
@@ -81,29 +65,24 @@ class TrainingFrames:
         """Frames that are kept, ascending."""
         return sorted(self._frames)
 
-    def add(
-        self, index: int, frame: np.ndarray, mask: np.ndarray, known: Collection[int], *, keep: bool
-    ) -> None:
-        """Offer the frame `index`.
+    def add(self, index: int, frame: np.ndarray, mask: np.ndarray) -> None:
+        """Offer the frame `index` of the clip.
 
         Args:
             index: in the clip.
             frame: [H, W, 3] uint8.
-            mask: object ids, [H, W] uint8.
-            known: objects annotated so far.
-            keep: never drop it.
+            mask: propagated object ids, [H, W] uint8; given pixels go over them.
         """
-        place, self._added = self._added, self._added + (not keep)
-        if not keep and place % self._step:
-            return
+        if index not in self.annotations.masks:
+            place, self._offered = self._offered, self._offered + 1
+            if place % self._step:
+                return
+            self._loose[place] = index
+        mask = self.annotations.over(index, mask)
         small = cv2.resize(mask, (self.size, self.size), interpolation=cv2.INTER_NEAREST_EXACT)
+        known = self.annotations.known(index)
         there = np.array([True, *(i in known for i in self._ids)])
         self._frames[index] = (fit(frame, self.size), self._channel[small], there)
-        if not keep:
-            self._loose[place] = index
-            self._thin()
-
-    def _thin(self) -> None:
         while len(self._loose) > self._capacity:
             self._step *= 2
             for place in [place for place in self._loose if place % self._step]:
@@ -112,7 +91,7 @@ class TrainingFrames:
     def read(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Frames [N, 3, S, S] in 0..1 (channels last in memory), channels [N, S, S] int64, known [N, K]."""
         frames, labels, known = (np.stack(part) for part in zip(*(self._frames[i] for i in indices)))
-        images = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 255
+        images = rearrange(torch.from_numpy(frames).to(device), "n h w c -> n c h w").float() / 255
         return images, torch.from_numpy(labels).to(device).long(), torch.from_numpy(known).to(device)
 
 
@@ -121,56 +100,38 @@ class Batches:
 
     Args:
         frames: what to draw from.
-        weights: of `frames.indices`.
-        given: annotated frames.
-        given_share: probability that a sample is one of them.
-        jitter: of colors.
-        flip_probability: of mirroring left and right.
-        zoom: smallest and largest side of the visible part relative to the frame.
-        seed: of everything random here.
+        settings: how often which frames are drawn, and how they are augmented.
     """
 
-    def __init__(
-        self,
-        frames: TrainingFrames,
-        weights: Tensor,
-        given: Collection[int],
-        *,
-        given_share: float,
-        jitter: ColorJitter,
-        flip_probability: float,
-        zoom: tuple[float, float],
-        seed: int,
-    ) -> None:
-        self._frames, self._jitter, self._zoom = frames, jitter, zoom
-        self._flip_probability = flip_probability
-        first = torch.tensor([i in given for i in frames.indices])
-        shares = torch.zeros_like(weights)
-        for part, share in ((first, given_share), (~first, 1 - given_share)):
+    def __init__(self, frames: TrainingFrames, settings: AdaptationSettings) -> None:
+        self._frames, self._settings = frames, settings
+        given = frames.annotations
+        distances = [given.distance(index) for index in frames.indices]
+        weights = frame_weights(distances, decay=settings.decay, last_weight=settings.last_weight)
+        annotated = torch.tensor([index in given.masks for index in frames.indices])
+        self._shares = torch.zeros_like(weights)
+        for part, share in ((annotated, settings.given_share), (~annotated, 1 - settings.given_share)):
             if bool(part.any()):
-                shares[part] = share * weights[part] / weights[part].sum()
-        self._shares = shares
-        self._generator = torch.Generator().manual_seed(seed)
+                self._shares[part] = share * weights[part] / weights[part].sum()
+        self._generator = torch.Generator().manual_seed(settings.seed)
 
     def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """`count` samples as `TrainingFrames.read` gives them, augmented."""
         places = torch.multinomial(self._shares, count, replacement=True, generator=self._generator)
         chosen = [self._frames.indices[i] for i in places.tolist()]
         images, labels, known = self._frames.read(chosen, device)
-        images = jitter_colors(
-            images, torch.rand(count, ColorJitter.DRAWS, generator=self._generator), self._jitter
-        )
-        images, labels = self._moved(images, labels)
+        draws = torch.rand(count, ColorJitter.DRAWS, generator=self._generator)
+        images, labels = self._moved(jitter_colors(images, draws, self._settings.jitter), labels)
         return images.contiguous(memory_format=torch.channels_last), labels, known
 
     def _moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        options = {"zoom": self._zoom, "flip_probability": self._flip_probability}
-        theta = torch.stack([random_similarity(self._generator, **options) for _ in images]).to(images.device)  # type: ignore[arg-type]
-        if self._zoom == (1.0, 1.0):  # a plain mirror needs no interpolation
-            flip = (theta[:, 0, 0] < 0)[:, None, None]
-            return torch.where(flip[:, None], images.flip(-1), images), torch.where(
-                flip, labels.flip(-1), labels
-            )
+        zoom, flip = self._settings.zoom, self._settings.flip_probability
+        moves = [random_similarity(self._generator, zoom=zoom, flip_probability=flip) for _ in images]
+        theta = torch.stack(moves).to(images.device)
+        if zoom == (1.0, 1.0):  # a plain mirror needs no interpolation
+            mirrored = (theta[:, 0, 0] < 0)[:, None, None]
+            images = torch.where(mirrored[:, None], images.flip(-1), images)
+            return images, torch.where(mirrored, labels.flip(-1), labels)
         index = nearest_index(theta, labels.shape[-2], labels.shape[-1])
         moved = warp_nearest(labels[:, None, None], index)[:, 0, 0]
         return warp_images(images[:, None], theta)[:, 0], moved

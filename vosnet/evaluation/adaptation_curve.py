@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from vosnet.adaptation.adapt import Masks
+from vosnet.adaptation.annotations import Masks
 from vosnet.adaptation.appearance import AppearanceModel
 from vosnet.evaluation.benchmark import Benchmark
 from vosnet.evaluation.results import Truth, score_masks

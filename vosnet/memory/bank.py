@@ -58,20 +58,19 @@ class MemoryBank:
         """
         copy = (features.clone(), values.clone()) if reference_for else None
         if self.length == 0:
-            slots = 1 + self.num_recent
-            ring = features.repeat(slots, 1, 1, 1), values.repeat(slots, 1, 1, 1)
+            ring = features.repeat(1 + self.num_recent, 1, 1, 1), values.repeat(1 + self.num_recent, 1, 1, 1)
         else:
             ring = self._features, _widened(self._values, values.shape[0], dim=1)
+        place: tuple[Tensor, ...] = ()
+        if self.length >= self._oldest and self.num_recent > 0:
+            place = tuple(part[self._slot(self.length)] for part in ring)
+        for slot, part in zip(place, (features, values)):  # nothing above has changed anything yet
+            slot.copy_(part)
         self._features, self._values = ring
         if copy is not None:
             self.contexts = open_context(self.contexts, self.length, reference_for)
-            kept = {context.start for context in self.contexts}
             held = {**self._references, self.length: copy}
-            self._references = {start: frame for start, frame in held.items() if start in kept}
-        if self.length >= self._oldest and self.num_recent > 0:
-            slot = self._slot(self.length)
-            self._features[slot].copy_(features)
-            self._values[slot].copy_(values)
+            self._references = {context.start: held[context.start] for context in self.contexts}
         self.length += 1
 
     def read(self, context: Context) -> Reading:
@@ -147,6 +146,7 @@ class MemoryBank:
         if self._in_front == start:
             return
         features, values = self._references[start]
+        self._in_front = None  # until all of it is there
         self._features[0].copy_(features)
         self._values[0].zero_()
         self._values[0, : values.shape[0]].copy_(values)

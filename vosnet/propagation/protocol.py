@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
-from vosnet.errors import UsageError
+from vosnet.errors import UsageError, known_names_hint
 from vosnet.matching import Neighborhood
-from vosnet.memory import CONTEXT_RULES, REFERENCES, ContextRule, References
+from vosnet.memory import REFERENCES, ContextRule, References
 
 SQRT_DIM: Final = "sqrt_dim"
 
@@ -69,7 +68,7 @@ class Protocol:
     radius: int
     strict: bool
     first_frame: Literal["global", "local"]
-    context: ContextRule | Literal["mast"]
+    context: Literal[ContextRule, "mast"]
     num_recent: int
     k: int | None
     temperature: float | Literal["sqrt_dim"]
@@ -169,18 +168,8 @@ class Protocol:
         return Neighborhood(self.shape, radius, int(self.first_frame == "global"))
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "shape": ("square", "disc"),
-    "first_frame": ("global", "local"),
-    "context": (*CONTEXT_RULES, "mast"),
-    "mask_down": ("bilinear", "nearest", "slice"),
-    "mask_up": ("bilinear", "nearest"),
-    "memory_values": ("soft", "hard", "copied"),
-    "readout": ("nearest", "window"),
-    "outside": ("exclude", "zero"),
-    "empty_objects": ("refuse", "lose"),
-    "rounding": ("floor", "up"),
-    "decide_at": ("source", "input"),
+_CHOICES = {
+    name: get_args(hint) for name, hint in get_type_hints(Protocol).items() if get_origin(hint) is Literal
 }
 
 # Jabri et al. 2020, test_on_davis. The disc and the global first frame are in the code, not in the paper.
@@ -304,6 +293,5 @@ def check_switches(names: Iterable[str]) -> None:
     known = [field.name for field in dataclasses.fields(Protocol)]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
-            raise UsageError("E164", f"{name!r} is no switch of a propagation protocol", hint)
+            message = f"{name!r} is no switch of a propagation protocol"
+            raise UsageError("E164", message, known_names_hint(name, known))

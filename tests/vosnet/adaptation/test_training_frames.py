@@ -4,29 +4,36 @@ import numpy as np
 import pytest
 import torch
 
-from vosnet.adaptation.training_frames import Batches, TrainingFrames, frame_weights, known_ids
-from vosnet.transforms.photometric import ColorJitter
+from vosnet.adaptation.annotations import Annotations
+from vosnet.adaptation.settings import make_settings
+from vosnet.adaptation.training_frames import Batches, TrainingFrames, frame_weights
 
 CPU = torch.device("cpu")
 
 
+def label_map(*ids: int) -> np.ndarray:
+    """A map that holds these objects."""
+    return np.array([ids], np.uint8)
+
+
 def filled(count: int, capacity: int, given: tuple[int, ...] = (0,), size: int = 8) -> TrainingFrames:
-    """Frames whose red value is the index, and whose left half is object 7."""
-    kept = TrainingFrames([3, 7], size, capacity)
+    """Frames whose red value is the index, and whose left half is object 7; object 3 comes in the last."""
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, :8] = 7
+    late = mask.copy()
+    late[0, 0] = 3
+    annotations = Annotations({**dict.fromkeys(given, mask), count: late})
+    kept = TrainingFrames(annotations, size, capacity)
     for index in range(count):
         frame = np.zeros((16, 16, 3), np.uint8)
         frame[:, :8] = index % 256
-        mask = np.zeros((16, 16), np.uint8)
-        mask[:, :8] = 7
-        kept.add(index, frame, mask, {7}, keep=index in given)
+        kept.add(index, frame, mask)
     return kept
 
 
 def batches(kept: TrainingFrames, *, seed: int = 0, zoom: tuple[float, float] = (1.0, 1.0)) -> Batches:
-    weights = torch.ones(len(kept.indices), dtype=torch.float64)
-    return Batches(
-        kept, weights, {0}, given_share=0.5, jitter=ColorJitter(), flip_probability=0.5, zoom=zoom, seed=seed
-    )
+    plain = {"last_weight": 1.0, "jitter_probability": 0.0, "gray_probability": 0.0}
+    return Batches(kept, make_settings(given_share=0.5, flip_probability=0.5, zoom=zoom, seed=seed, **plain))
 
 
 @pytest.mark.parametrize("count", [5, 40, 333])
@@ -49,10 +56,10 @@ def test_labels_are_channels_and_unknown_objects_are_marked() -> None:
 
 @pytest.mark.parametrize("zoom", [(1.0, 1.0), (0.5, 0.9)])
 def test_labels_move_with_the_pixels(zoom: tuple[float, float]) -> None:
-    kept = TrainingFrames([1], 16, 4)
     square = np.zeros((16, 16), np.uint8)
     square[3:12, 2:9] = 1
-    kept.add(0, np.repeat(square[..., None] * 255, 3, 2), square, {1}, keep=True)
+    kept = TrainingFrames(Annotations({0: square}), 16, 4)
+    kept.add(0, np.repeat(square[..., None] * 255, 3, 2), square)
     images, labels, _ = batches(kept, zoom=zoom).draw(16, CPU)
     bright = images[:, 0] > 0.5
     assert (bright == (labels == 1)).float().mean() > (0.999 if zoom == (1.0, 1.0) else 0.93)
@@ -78,7 +85,12 @@ def test_weights_fall_from_one_to_the_last(decay: str) -> None:
 
 
 def test_objects_are_known_from_their_annotation_on_in_the_direction_of_travel() -> None:
-    given = {4: [1], 8: [2]}
-    assert [known_ids(given, i, "forward") for i in (4, 7, 8)] == [{1}, {1}, {1, 2}]
-    assert [known_ids(given, i, "backward") for i in (8, 5, 4, 0)] == [{2}, {2}, {1, 2}, {1, 2}]
-    assert [known_ids(given, i, "both") for i in (0, 5, 9)] == [{1}, {1}, {1, 2}]
+    masks = {4: label_map(1), 8: label_map(2)}
+    forward, backward, both = (Annotations(masks, direction) for direction in ("forward", "backward", "both"))
+    assert [forward.known(i) for i in (4, 7, 8)] == [{1}, {1}, {1, 2}]
+    assert [backward.known(i) for i in (8, 5, 4, 0)] == [{2}, {2}, {1, 2}, {1, 2}]
+    assert [both.known(i) for i in (0, 5, 9)] == [{1}, {1}, {1, 2}]
+    assert [[given.distance(i) for i in (4, 6, 8)] for given in (forward, backward, both)] == [
+        [0, 2, 4], [4, 2, 0], [0, 2, 4],
+    ]  # fmt: skip
+    assert forward.objects == [1, 2]
