@@ -63,23 +63,21 @@ class AdaptationReport:
     kept_propagated: str = ""
 
 
+@dataclass(frozen=True)
 class Adaptation:
     """The answer for a clip: the appearance model's masks, or the propagated ones where it failed.
 
     Attributes:
         model: None when the propagated masks are the answer.
         report: what happened.
+        propagated: label maps by frame index.
+        annotations: the given masks.
     """
 
-    def __init__(
-        self,
-        model: AppearanceModel | None,
-        report: AdaptationReport,
-        propagated: Masks,
-        annotations: Annotations,
-    ) -> None:
-        self.model, self.report = model, report
-        self._propagated, self._annotations = propagated, annotations
+    model: AppearanceModel | None
+    report: AdaptationReport
+    propagated: Masks
+    annotations: Annotations
 
     def masks(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """(index, mask [H, W] uint8) of every frame that has a propagated mask, in order.
@@ -89,14 +87,14 @@ class Adaptation:
         Args:
             frames: the clip once more, from its frame 0.
         """
-        wanted = ((index, frame) for index, frame in enumerate(frames) if index in self._propagated)
+        wanted = ((index, frame) for index, frame in enumerate(frames) if index in self.propagated)
         if self.model is None:
-            yield from ((index, self._propagated[index]) for index, _ in wanted)
+            yield from ((index, self.propagated[index]) for index, _ in wanted)
             return
         while group := list(islice(wanted, self.model.settings.predict_batch)):
-            known = [self._annotations.known(index) for index, _ in group]
+            known = [self.annotations.known(index) for index, _ in group]
             for (index, _), mask in zip(group, self.model.predict([frame for _, frame in group], known)):
-                yield index, self._annotations.over(index, mask)
+                yield index, self.annotations.over(index, mask)
 
 
 def adapt(

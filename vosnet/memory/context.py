@@ -62,7 +62,7 @@ def context_frames(t: int, num_recent: int, rule: ContextRule, start: int = 0) -
 
     Returns:
         1 + num_recent entries at most, oldest first. Repeated entries count repeatedly among the nearest
-        neighbours; they are not merged.
+        neighbors; they are not merged.
     """
     recent = range(t - num_recent, t)
     if rule == "replicate":

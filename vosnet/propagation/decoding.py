@@ -53,13 +53,9 @@ class Copying:
         """The grid of the answer."""
         return frame.features.shape[1], frame.features.shape[2]
 
-    def answer(self, frame: PreparedFrame, planes: Tensor) -> Tensor:
-        """The masks of a frame, [1 + K, h, w]."""
-        return planes
-
-    def copied(self, planes: Tensor) -> Tensor:
-        """The masks among what was read out, [1 + K, h, w]."""
-        return planes
+    def answer(self, frame: PreparedFrame, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """What was read, as the answer and as the masks that were copied, [1 + K, h, w] both."""
+        return planes, planes
 
     def store(self, frame: PreparedFrame, probs: Tensor) -> Tensor:
         """What memory keeps of a frame, [1 + K, h, w]."""
@@ -111,15 +107,15 @@ class Decoding:
         return -(-height // 4), -(-width // 4)
 
     @torch.no_grad()
-    def answer(self, frame: PreparedFrame, planes: Tensor) -> Tensor:
-        """Probabilities after the last round.
+    def answer(self, frame: PreparedFrame, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities after the last round, and the masks that were copied.
 
         Args:
             frame: the query.
             planes: read out of memory, [P, h, w].
 
         Returns:
-            [1 + K, h', w'] on `mask_grid`, channel 0 is background; they sum to 1.
+            [1 + K, h', w'] on `mask_grid`, which sum to 1, and [1 + K, h, w]; channel 0 is background.
         """
         objects = rearrange(planes[1:], "(k d) h w -> 1 k d h w", d=self._width)
         coarse, support = objects[:, :, 0], objects[:, :, 1:]
@@ -130,11 +126,8 @@ class Decoding:
                 refined = [self._segmenter.refine(frame.image[None], *part) for part in parts]
             return torch.cat(refined, dim=1)
 
-        return refinement_rounds(refine, coarse, self._rounds)[-1].softmax(1)[0]
-
-    def copied(self, planes: Tensor) -> Tensor:
-        """The masks among what was read out, background and objects, [1 + K, h, w]."""
-        return planes[[0, *range(1, planes.shape[0], self._width)]]
+        probs = refinement_rounds(refine, coarse, self._rounds)[-1].softmax(1)[0]
+        return probs, torch.cat([planes[:1], coarse[0]])
 
     @torch.no_grad()
     def store(self, frame: PreparedFrame, probs: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
@@ -21,26 +21,26 @@ class Protocol:
 
     Attributes:
         layer: the encoder's layer that is read, where the checkpoint does not name one.
-        shape: neighbourhood of a query cell: "square" or "disc".
+        shape: neighborhood of a query cell: "square" or "disc".
         radius: half-side of the square or radius of the disc, cells.
         strict: True keeps distances below `radius`, False also those equal to it.
-        first_frame: "global" searches the whole reference frame, "local" only the neighbourhood.
+        first_frame: "global" searches the whole reference frame, "local" only the neighborhood.
         context: which frames are read: "replicate", "clamp" and "queue" see `vosnet.memory.context_frames`,
             "mast" see `vosnet.memory.spaced_frames`.
         num_recent: recent frames besides the reference frame; 0 with context "mast".
-        k: neighbours per query cell; None with readout "window".
+        k: neighbors per query cell; None with readout "window".
         temperature: divides the dot products before the softmax; "sqrt_dim" is the square root of the number
             of feature channels.
-        mask_down: mask to feature grid: "bilinear" (soft, of one-hot masks), "nearest" (cell centres) or
+        mask_down: mask to feature grid: "bilinear" (soft, of one-hot masks), "nearest" (cell centers) or
             "slice" (every output_stride-th pixel from the top left).
         down_align_corners: where "bilinear" puts the grid: corner pixels on corner cells, or half-pixel
-            centres.
+            centers.
         mask_up: feature grid to pixels: "bilinear" or "nearest".
         up_align_corners: as `down_align_corners`, on the way up.
         min_max: stretch each object's map over the frame to 0..1 before the decision.
         memory_values: what later frames copy from: "soft", the answer's probabilities; "hard", the decided
             mask; "copied", what was read out itself, also where `rounds` make another answer of it.
-        readout: "nearest": softmax over the k most similar cells of all neighbourhoods; "window": over every
+        readout: "nearest": softmax over the k most similar cells of all neighborhoods; "window": over every
             cell of them.
         normalize: compare L2-normalized features, so that dot products are cosines.
         outside: "window" only: cells beyond the frame get no weight ("exclude"), or keep logit 0 and copy
@@ -59,7 +59,7 @@ class Protocol:
         decide_at: "source" decides each pixel of the source, "input" each pixel the network saw and then
             copies the nearest.
         std: standard deviations for the input, where they differ from the checkpoint's.
-        rounds: passes of the read-out through frame-mask encoder and mask decoder; 0 keeps the copied mask.
+        rounds: passes of the readout through frame-mask encoder and mask decoder; 0 keeps the copied mask.
             More than 0 needs a checkpoint that holds these networks.
     """
 
@@ -96,60 +96,51 @@ class Protocol:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UsageError("E164", f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("radius", "k", "multiple", "short_side", "far_after", "max_dilation"):
+        for name, least in _WHOLE_NUMBERS.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError("E164", f"{name} must be a whole number of at least 1, got {value!r}")
-        if not isinstance(self.num_recent, int) or self.num_recent < 0:
-            raise UsageError("E164", f"num_recent must be a whole number, 0 or more, got {self.num_recent!r}")
-        if not isinstance(self.rounds, int) or self.rounds < 0:
-            raise UsageError("E164", f"rounds must be a whole number, 0 or more, got {self.rounds!r}")
+            optional = name in {"k", "short_side", "far_after"}
+            if not (value is None and optional) and (not isinstance(value, int) or value < least):
+                raise UsageError("E164", f"{name} must be a whole number of at least {least}, got {value!r}")
         given: float | str = self.temperature
-        if isinstance(given, str):
-            if given != SQRT_DIM:
-                message = f"temperature must be a number or {SQRT_DIM!r}, got {given!r}"
-                raise UsageError("E164", message)
-        elif not 0 < given < float("inf"):
+        if isinstance(given, str) and given != SQRT_DIM:
+            raise UsageError("E164", f"temperature must be a number or {SQRT_DIM!r}, got {given!r}")
+        if not isinstance(given, str) and not 0 < given < math.inf:
             raise UsageError("E164", f"temperature must be positive, got {given!r}")
-        if self.shape == "disc" and not self.strict:
-            message = "a disc is strict (distance < radius); no kernel searches a closed one"
-            raise UsageError(
-                "E164", message, "Use strict=True; radius + 1 also holds all of the closed disc."
-            )
-        self._check_readout()
-        self._check_context()
+        for wrong, code, message, hint in self._conflicts():
+            if wrong:
+                raise UsageError(code, message, hint)
 
-    def _check_readout(self) -> None:
-        if self.readout == "nearest":
-            if self.k is None:
-                raise UsageError("E170", "readout 'nearest' needs k, the neighbours per query cell")
-            if self.outside != "exclude":
-                raise UsageError("E170", "outside belongs to readout 'window': neighbours lie in the frame")
-            return
-        if self.k is not None:
-            hint = "Use k=null, or readout=nearest."
-            raise UsageError("E170", f"readout 'window' weighs every cell, but k is {self.k}", hint)
-        if self.shape != "square" or self.first_frame != "local":
-            message = f"readout 'window' reads squares in every frame, got shape {self.shape!r}"
-            hint = "Use shape=square strict=false first_frame=local, or readout=nearest."
-            raise UsageError("E170", f"{message} and first_frame {self.first_frame!r}", hint)
+    def _conflicts(self) -> Iterator[tuple[bool, str, str, str]]:
+        """Switches that do not go together: whether they do not, the code, what is wrong and what to do."""
+        message = "a disc is strict (distance < radius); no kernel searches a closed one"
+        hint = "Use strict=True; radius + 1 also holds all of the closed disc."
+        yield self.shape == "disc" and not self.strict, "E164", message, hint
 
-    def _check_context(self) -> None:
-        if self.context != "mast":
-            for name in ("references", "far_after"):
-                if getattr(self, name) is not None:
-                    message = f"{name} belongs to context 'mast', but context is {self.context!r}"
-                    raise UsageError("E171", message, f"Use {name}=null, or num_recent to read fewer frames.")
-            return
-        if self.references not in REFERENCES or isinstance(self.references, bool):
-            message = f"context 'mast' needs references, one of {REFERENCES}, got {self.references!r}"
-            raise UsageError("E171", message)
-        if self.num_recent != 0:
-            message = f"context 'mast' takes references, not num_recent, but that is {self.num_recent}"
-            raise UsageError("E171", message, "Use num_recent=0 references=5.")
-        if self.far_after is not None and self.readout != "window":
-            hint = "Use far_after=null, or readout=window."
-            raise UsageError("E171", "far_after needs readout 'window': neighbours are searched once", hint)
+        nearest, far = self.readout == "nearest", self.far_after is not None
+        message = "readout 'nearest' needs k, the neighbors per query cell"
+        yield nearest and self.k is None, "E170", message, ""
+        message = "outside belongs to readout 'window': neighbors lie in the frame"
+        yield nearest and self.outside != "exclude", "E170", message, ""
+        message = f"readout 'window' weighs every cell, but k is {self.k}"
+        yield not nearest and self.k is not None, "E170", message, "Use k=null, or readout=nearest."
+        message = f"readout 'window' reads squares in every frame, got shape {self.shape!r}"
+        message += f" and first_frame {self.first_frame!r}"
+        hint = "Use shape=square strict=false first_frame=local, or readout=nearest."
+        squares = self.shape == "square" and self.first_frame == "local"
+        yield not nearest and not squares, "E170", message, hint
+
+        mast = self.context == "mast"
+        for name in ("references", "far_after"):
+            message = f"{name} belongs to context 'mast', but context is {self.context!r}"
+            hint = f"Use {name}=null, or num_recent to read fewer frames."
+            yield not mast and getattr(self, name) is not None, "E171", message, hint
+        message = f"context 'mast' needs references, one of {REFERENCES}, got {self.references!r}"
+        fits = self.references in REFERENCES and not isinstance(self.references, bool)
+        yield mast and not fits, "E171", message, ""
+        message = f"context 'mast' takes references, not num_recent, but that is {self.num_recent}"
+        yield mast and self.num_recent != 0, "E171", message, "Use num_recent=0 references=5."
+        message = "far_after needs readout 'window': neighbors are searched once"
+        yield far and nearest, "E171", message, "Use far_after=null, or readout=window."
 
     def dilation(self, gap: int) -> int:
         """How many times wider a frame `gap` frames before the query is searched first; 1 is not at all."""
@@ -163,7 +154,7 @@ class Protocol:
 
     @property
     def neighborhood(self) -> Neighborhood:
-        """The neighbourhood in the kernels' terms, where a square holds its rim and a disc does not."""
+        """The neighborhood in the kernels' terms, where a square holds its rim and a disc does not."""
         radius = self.radius - 1 if self.shape == "square" and self.strict else self.radius
         return Neighborhood(self.shape, radius, int(self.first_frame == "global"))
 
@@ -171,6 +162,11 @@ class Protocol:
 _CHOICES = {
     name: get_args(hint) for name, hint in get_type_hints(Protocol).items() if get_origin(hint) is Literal
 }
+
+_WHOLE_NUMBERS = {  # and the least of each
+    "radius": 1, "k": 1, "multiple": 1, "short_side": 1, "far_after": 1, "max_dilation": 1, "num_recent": 0,
+    "rounds": 0,
+}  # fmt: skip
 
 # Jabri et al. 2020, test_on_davis. The disc and the global first frame are in the code, not in the paper.
 _CRW = Protocol(
@@ -238,7 +234,7 @@ PRESETS: dict[str, Protocol] = {
         short_side=480,
     ),
     # Caron et al. 2021, eval_video_segmentation; 0.228 is its own constant.
-    # Differs: exactly k neighbours are kept; the authors keep every value equal to the k-th.
+    # Differs: exactly k neighbors are kept; the authors keep every value equal to the k-th.
     "dino": dataclasses.replace(
         _CRW,
         layer="layer4",
@@ -260,17 +256,15 @@ PRESETS: dict[str, Protocol] = {
     # Zhu et al. 2020: five references as MAST's and one affinity over all their windows of 25 x 25, say
     # the authors. Ours, as the paper leaves them open: the wider search of far frames, hard memory, zeros
     # beyond the frame and division by the root of the channels, all as in `mast`; masks are looked up at cell
-    # centres, where `mask_up` puts them again.
+    # centers, where `mask_up` puts them again.
     "memory_tracker": dataclasses.replace(_MAST, mask_down="nearest"),
     # Li et al. 2023: the first and the last 20 frames, three rounds; round 0 is the copied mask, which the
-    # paper's table shows to run as fast as CRW. How cells are matched at test time is not stated: ours are
-    # CRW's neighbours. Nor is it stated which masks the references hold: here the copied ones, so that what
-    # the decoder gets wrong in one frame is not copied on: J&F 68.4, with "soft" 65.3, for the weights of
-    # recipes/unified_cpu.yaml on six DAVIS sequences. A decoder that was trained on exact masks is the
-    # better source: J .557 with "soft", .436 with "copied" (tests/support/exact_masks.py).
+    # paper's table shows to run as fast as CRW. The paper states neither how cells are matched at test time
+    # (here CRW's neighbors) nor which masks memory holds: here the copied ones, so that what the decoder gets
+    # wrong in one frame is not copied on. For a decoder trained on exact masks "soft" is the better choice.
     # Differs: the authors' code keeps six frames and averages logits with the copied mask.
     "unified": dataclasses.replace(_CRW, layer="layer4", rounds=3, memory_values="copied"),
-    # The plug-in of Li et al. 2023: the same rounds on the read-outs of other protocols.
+    # The plug-in of Li et al. 2023: the same rounds on the readouts of other protocols.
     "crw_decoded": dataclasses.replace(_CRW, rounds=3, memory_values="copied"),
     "mast_decoded": dataclasses.replace(_MAST, rounds=3),
 }

@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,8 +19,7 @@ from vosnet.propagation.protocol import Protocol
 from vosnet.propagation.tracker import Tracker
 
 
-@dataclass
-class SavedState:
+class SavedState(NamedTuple):
     """Where a run was: the number of its pass, the position within it, and the tracker's state dict."""
 
     part: int

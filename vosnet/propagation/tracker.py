@@ -135,9 +135,8 @@ class Tracker:
             assert mask is not None
             probs = kept = self._given(prepared, mask, [0, *new_ids])
         else:
-            read = self._read(prepared.features)
-            probs = self.strategy.answer(prepared, read)
-            kept = self.strategy.copied(read) if self.protocol.memory_values == "copied" else probs
+            probs, copied = self.strategy.answer(prepared, self._read(prepared.features))
+            kept = copied if self.protocol.memory_values == "copied" else probs
             if mask is not None:
                 given = self._given(prepared, mask, new_ids)
                 channels = [1 + ids.index(i) for i in new_ids]

@@ -63,7 +63,8 @@ def test_a_strict_square_is_one_cell_smaller_for_the_kernels() -> None:
     "wrong",
     [
         {"shape": "diamond"}, {"context": "all"}, {"first_frame": "none"}, {"mask_down": "area"},
-        {"radius": 0}, {"radius": 2.5}, {"k": 0}, {"num_recent": -1}, {"temperature": 0.0},
+        {"radius": 0}, {"radius": 2.5}, {"k": 0}, {"num_recent": -1}, {"num_recent": None}, {"rounds": -1},
+        {"far_after": 0}, {"temperature": 0.0},
         {"temperature": float("nan")}, {"temperature": float("inf")}, {"short_side": 0}, {"strict": False},
     ],
     ids=str,
