@@ -44,20 +44,20 @@ class AudioCopy:
         self._waiting: av.Packet[AudioStream] | None = None
         self._packets: Iterator[av.Packet[AudioStream]] = iter(())
         try:
-            self._source = av.open(
+            self._input = av.open(
                 str(Path(source).resolve()), container_options={"protocol_whitelist": "file"}
             )
         except (av.FFmpegError, OSError) as error:
             self.problem = f"the sound of {source} cannot be read ({error})"
             return
-        if not self._source.streams.audio:
-            self._source.close()
+        if not self._input.streams.audio:
+            self._input.close()
             return
-        stream = self._source.streams.audio[0]
+        stream = self._input.streams.audio[0]
         codec = stream.codec_context.codec.canonical_name
         if suffix.lower() in {".mp4", ".m4v"} and codec not in _MP4_CODECS:
             self.problem = f"the sound is left out: {codec} cannot be stored in {suffix}; use .mkv"
-            self._source.close()
+            self._input.close()
             return
         self._target = output.add_stream_from_template(stream)
         self._packets = self._shifted(stream)
@@ -81,9 +81,9 @@ class AudioCopy:
 
         assert stream.time_base is not None
         offset = round(Fraction(self._start_s) / stream.time_base)
-        with self._source:
+        with self._input:
             try:
-                for packet in self._source.demux(stream):
+                for packet in self._input.demux(stream):
                     if packet.pts is None or packet.dts is None or packet.is_discard:
                         continue
                     if packet.pts * stream.time_base >= self._end_s:

@@ -134,8 +134,8 @@ class PyavDecoder:
         self._landed = False  # whether decoding began at a key frame that was sought
         self._begin(packets(self._container, self._stream))
 
-    def _begin(self, source: Iterator[av.Packet[VideoStream] | Exception]) -> None:
-        self._frames = self._decode(source)
+    def _begin(self, incoming: Iterator[av.Packet[VideoStream] | Exception]) -> None:
+        self._frames = self._decode(incoming)
         self._pending = None
         self._place = 0
 
@@ -154,22 +154,22 @@ class PyavDecoder:
         except (av.FFmpegError, OSError):
             self._restart()
             return
-        source = packets(self._container, self._stream)
-        first = next(source, None)
+        incoming = packets(self._container, self._stream)
+        first = next(incoming, None)
         if first is None or isinstance(first, Exception) or first.pts is None or first.pts > key:
             self._restart()  # the container's own index is wrong
             return
         self._landed = True
-        self._begin(chain([first], source))
+        self._begin(chain([first], incoming))
 
     def _decode(
-        self, source: Iterator[av.Packet[VideoStream] | Exception]
+        self, incoming: Iterator[av.Packet[VideoStream] | Exception]
     ) -> Generator[tuple[int, av.VideoFrame], None, None]:
         """Frames in presentation order with their index; damaged packets are counted and passed over."""
         import av
 
         count = 0
-        for packet in source:
+        for packet in incoming:
             if isinstance(packet, Exception):
                 self._errors += 1
                 continue
