@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vosnet.commands import propagate, train
-from vosnet.commands.cli import make_parser
+from vosnet.commands import train
+from vosnet.commands.cli import make_parser, printer
+from vosnet.export.options import PropagateOptions
 
 _UNSEEN_SEED = 7  # no recipe trains on this seed
 
@@ -41,13 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code:
         return code
 
+    from vosnet.export.propagate import propagate_batch
+
     print("\n2/3 propagating the first mask of an unseen clip")
     true = _write_clip(out, options.seed, options.frames)
     results = {"random": out / "random", "trained": out / "trained"}
-    same_layer = ["--set", "layer=layer3"]  # the recipe's; otherwise random weights would be read at layer4
     for name, checkpoint in (("random", "random"), ("trained", str(run))):
-        arguments = ["--video", str(out / "clip.mp4"), "--mask", str(out / "first.png"), "--overwrite"]
-        propagate.main([*arguments, "--checkpoint", checkpoint, "--out", str(results[name]), *same_layer])
+        clip = PropagateOptions(
+            video=out / "clip.mp4",
+            masks={None: out / "first.png"},
+            out=results[name],
+            checkpoint=checkpoint,
+            switches={"layer": "layer3"},  # the recipe's; random weights would be read at layer4
+            existing="overwrite",
+        )
+        propagate_batch([clip], printer(to_stderr=False))
 
     print("\n3/3 evaluating")
     scores = {name: _score(folder, true) for name, folder in results.items()}

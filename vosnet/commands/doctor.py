@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vosnet.commands.cli import make_parser
 
@@ -25,6 +26,11 @@ _OPTIONAL = {"triton", "pycocotools", "matplotlib", "tensorboard", "decord", "ev
 _OPTIONAL |= {"opencv-python", "opencv-python-headless"}  # one of the two; importing cv2 is checked below
 # Cosines of unit vectors are exact to about 1e-6 in float32; divided by 0.05 that moves weights by 2e-5.
 _SELF_CHECK_TOLERANCE = 1e-3
+_CHECKED_OPS: dict[str, dict[str, Any]] = {
+    "knn_propagate": {"k": 5, "temperature": 0.05, "radius": 4, "shape": "disc", "global_frames": 1},
+    "windowed_readout": {"radius": 4, "temperature": 0.05},
+    "widened_readout": {"radius": 4, "dilations": [3, 2, 1], "temperature": 0.05},
+}
 _CODECS: dict[str, Literal["r", "w"]] = {"libx264": "w", "h264": "r", "hevc": "r", "av1": "r", "vp9": "r"}
 
 
@@ -59,16 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def examine(*, self_check: bool = True) -> list[Finding]:
     """Every finding about this machine."""
-    checks: list[Callable[[], list[Finding]]] = [
-        _versions,
-        _opencv,
-        _codecs,
-        _processors,
-        _backends,
-        _storage,
-    ]
-    if self_check:
-        checks.append(_self_check)
+    checks: list[Callable[[], list[Finding]]]
+    checks = [_versions, _opencv, _codecs, _processors, _backends, _storage]
+    checks += [_self_check] if self_check else []
     findings = [Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}")]
     for check in checks:
         try:
@@ -181,37 +180,26 @@ def _self_check() -> list[Finding]:
     import torch
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    ops = ("knn_propagate", "windowed_readout", "widened_readout")
-    return [_check_op(op, device) for op in ops for device in devices]
+    return [_check_op(op, device) for op in _CHECKED_OPS for device in devices]
 
 
 def _check_op(op: str, device: str) -> Finding:
     """The op on random features against its float64 definition."""
     import torch
 
-    from vosnet_kernels import knn_propagate, widened_readout, windowed_readout
-    from vosnet_kernels.knn_propagate.reference import knn_propagate_reference
-    from vosnet_kernels.widened_readout.reference import widened_readout_reference
-    from vosnet_kernels.windowed_readout.reference import windowed_readout_reference
+    import vosnet_kernels
 
+    definition = importlib.import_module(f"vosnet_kernels.{op}.reference")
     generator = torch.Generator().manual_seed(0)
     unit = torch.nn.functional.normalize
     query = unit(torch.randn(1, 64, 19, 23, generator=generator), dim=1)
     memory = unit(torch.randn(1, 3, 64, 19, 23, generator=generator), dim=2)
     value = torch.rand(1, 3, 5, 19, 23, generator=generator)
-    inputs = [tensor.to(device) for tensor in (query, memory, value)]
-    exact = [tensor.double() for tensor in (query, memory, value)]
-    if op == "knn_propagate":
-        got = knn_propagate(*inputs, k=5, temperature=0.05, radius=4, shape="disc", global_frames=1)
-        truth = knn_propagate_reference(
-            *exact, k=5, temperature=0.05, radius=4, shape="disc", global_frames=1
-        )
-    elif op == "widened_readout":
-        got = widened_readout(*inputs, radius=4, dilations=[3, 2, 1], temperature=0.05)
-        truth = widened_readout_reference(*exact, radius=4, dilations=[3, 2, 1], temperature=0.05)
-    else:
-        got = windowed_readout(*inputs, radius=4, temperature=0.05)
-        truth = windowed_readout_reference(*exact, radius=4, temperature=0.05)
+    inputs = (query, memory, value)
+    got = getattr(vosnet_kernels, op)(*(tensor.to(device) for tensor in inputs), **_CHECKED_OPS[op])
+    truth = getattr(definition, f"{op}_reference")(
+        *(tensor.double() for tensor in inputs), **_CHECKED_OPS[op]
+    )
     error = float((got.cpu().double() - truth).abs().max())
     status: Literal["ok", "fail"] = "ok" if error < _SELF_CHECK_TOLERANCE else "fail"
     return Finding(f"{op} check ({device})", status, f"largest difference from the definition {error:.1e}")

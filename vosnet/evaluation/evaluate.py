@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vosnet.errors import PartialFailureError
 from vosnet.evaluation.adapted import BenchmarkAdapter
@@ -24,7 +25,7 @@ from vosnet.evaluation.options import EvaluateOptions
 from vosnet.evaluation.results import SequenceResult
 from vosnet.evaluation.spread import share
 from vosnet.evaluation.submission import build_submission
-from vosnet.evaluation.tables import Evaluation, csv_names, read_json, table, write_csv, write_evaluation
+from vosnet.evaluation.tables import Evaluation, as_json, csv_names, read_json, table, write_csv
 from vosnet.evaluation.worst_frames import worst_frames, write_worst_frames
 from vosnet.export.folder import ResultFolder
 from vosnet.files import write_json
@@ -150,7 +151,7 @@ def _make_masks(options: EvaluateOptions, benchmark: Benchmark, ranks: Ranks, ou
         )
         if ranks.is_main:
             say(f"encoder: {propagator.source}")
-    folder = _claim(out, _settings(options, benchmark, propagator), options, benchmark, ranks)
+    folder = _claim(out, options, benchmark, propagator, ranks)
     mine = share(benchmark.names, lambda name: len(benchmark.frames(name)), ranks)
     label = "propagate" if ranks.size == 1 else f"propagate, process {ranks.rank} of {ranks.size}"
     total = sum(len(benchmark.frames(name)) for name in mine)
@@ -178,33 +179,19 @@ def _make_masks(options: EvaluateOptions, benchmark: Benchmark, ranks: Ranks, ou
     return folder.root
 
 
-def _settings(
-    options: EvaluateOptions, benchmark: Benchmark, propagator: Propagator | None
-) -> dict[str, object]:
-    """What determines the masks: a result is resumed only with the same."""
+def _claim(
+    out: Path, options: EvaluateOptions, benchmark: Benchmark, propagator: Propagator | None, ranks: Ranks
+) -> ResultFolder:
+    """The result folder, claimed by the main rank, then joined by the others."""
     assert options.root is not None
-    settings: dict[str, object] = {
-        "dataset": options.dataset,
-        "root": str(options.root.resolve()),
-        "sequences": benchmark.names,
-    }
+    settings: dict[str, Any]
+    settings = {"dataset": options.dataset, "root": str(options.root.resolve()), "sequences": benchmark.names}
     if propagator is not None:
-        settings["encoder"] = propagator.source
-        settings["protocol"] = {key: str(value) for key, value in vars(propagator.protocol).items()}
+        protocol = {key: str(value) for key, value in vars(propagator.protocol).items()}
+        settings |= {"encoder": propagator.source, "protocol": protocol}
     if options.adaptation is not None:
         settings["adaptation"] = dataclasses.asdict(options.adaptation)
         settings["adapted from"] = str(options.results.resolve()) if options.results else None
-    return settings
-
-
-def _claim(
-    out: Path,
-    settings: dict[str, object],
-    options: EvaluateOptions,
-    benchmark: Benchmark,
-    ranks: Ranks,
-) -> ResultFolder:
-    """The result folder, claimed by the main rank, then joined by the others."""
     folder = ResultFolder(out, settings, existing=options.existing) if ranks.is_main else None
     if folder is not None:
         for name in ("evaluation.json", "evaluation_worst.png", *csv_names(benchmark.split)):
@@ -228,7 +215,7 @@ def _write_reports(
     json_file = options.json or (options.out / "evaluation.json" if options.out else None)
     csv, picture = options.csv or options.out, options.picture
     if json_file:
-        write_evaluation(json_file, evaluation)
+        write_json(json_file, as_json(evaluation))
         if options.out:
             picture = picture or options.out / "evaluation_worst.png"
         picture = picture or json_file.with_name(f"{json_file.stem}_worst.png")

@@ -10,7 +10,7 @@ from typing import Any
 
 from vosnet.errors import InputError
 from vosnet.evaluation.results import SequenceResult
-from vosnet.files import write_bytes, write_json
+from vosnet.files import write_bytes
 from vosnet.metrics import four_way_mean, object_statistics, summarize
 from vosnet.metrics.summary import STATISTICS
 
@@ -72,7 +72,7 @@ def collect(results: Sequence[SequenceResult], seen: Mapping[str, bool] | None =
 
 
 def read_json(path: Path) -> dict[str, dict[str, float]]:
-    """Statistics by object of a JSON that `write_evaluation` wrote.
+    """Statistics by object of a JSON that an evaluation wrote.
 
     Raises:
         InputError: not such a file.
@@ -92,11 +92,6 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     if evaluation.missing:
         document["missing"] = {name: list(stems) for name, stems in evaluation.missing.items()}
     return document
-
-
-def write_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write `as_json`."""
-    write_json(path, as_json(evaluation))
 
 
 def csv_names(split: str) -> tuple[str, str]:

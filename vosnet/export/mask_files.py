@@ -17,8 +17,8 @@ from vosnet.masks import read_mask, write_mask
 from vosnet.video.selection import FrameSelection
 
 
-class MaskWriter:
-    """Writes the mask of each frame in every format asked for.
+class MaskFiles:
+    """The masks of a clip, written in every format asked for and read back.
 
     Args:
         folder: where files go.

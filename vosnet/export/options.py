@@ -14,10 +14,10 @@ from vosnet.progress import ProgressMode
 if TYPE_CHECKING:
     from vosnet.adaptation.settings import AdaptationSettings
     from vosnet.export.folder import Existing
-    from vosnet.export.overlay import ColorScheme
     from vosnet.video.reader import OnBadFrame
     from vosnet.video.selection import Direction
 
+ColorScheme = Literal["davis", "okabe-ito"]
 Format = Literal["palette", "binary", "coco-video"]
 
 
@@ -65,7 +65,7 @@ class ExportOptions:
         "of the overlay; okabe-ito suits color-blind eyes",
         "davis",
         group="output",
-        choices=["davis", "okabe-ito"],
+        choices=get_args(ColorScheme),
     )
     opacity: float = option("of the overlay, 0 to 1", 0.5, group="output", type=float)
     contour: bool = True

@@ -1,17 +1,24 @@
-"""Masks drawn over frames, for looking at."""
+"""Masks drawn over frames, for looking at: pictures, contact sheets, overlay videos."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from vosnet.export.folder import ResultFolder
+from vosnet.export.options import ColorScheme, ExportOptions
+from vosnet.files import atomic_path
 from vosnet.masks import DAVIS_PALETTE
+from vosnet.progress import Progress
+from vosnet.video import VideoWriter
+from vosnet.video.selection import FrameSelection
 
-ColorScheme = Literal["davis", "okabe-ito"]
+_SHEET_PICTURES = 8
 
 # Okabe and Ito's colors are told apart with every common form of color blindness.
 _OKABE_ITO = [
@@ -77,3 +84,48 @@ def contact_sheet(
     small += [blank] * (-len(small) % columns)
     rows = [np.concatenate(small[i : i + columns], 1) for i in range(0, len(small), columns)]
     return np.concatenate(rows, 0)
+
+
+def write_overlay(
+    folder: ResultFolder,
+    selection: FrameSelection,
+    mask_of: Callable[[int], NDArray[np.uint8]],
+    options: ExportOptions,
+) -> None:
+    """Draw masks over the frames: `overlay.mp4` in the source's time if asked for, and `sheet.jpg`.
+
+    Args:
+        folder: where both go.
+        selection: the frames.
+        mask_of: object ids [H, W] of the frame at a place in the selection.
+        options: colors, opacity, and whether there is a video.
+    """
+    draw = partial(
+        draw_mask, colors=object_colors(options.colors), opacity=options.opacity, contour=options.contour
+    )
+    count = len(selection)
+    shown = np.linspace(0, count - 1, min(_SHEET_PICTURES, count)).round().astype(int).tolist()
+    sheet = []
+    if options.overlay:
+        reader = selection.reader
+        audio = reader.path if selection.indices.step == 1 and reader.decoder != "images" else None
+        with (
+            VideoWriter(
+                folder.path("overlay.mp4"),
+                size=reader.size,
+                pts_s=reader.pts_s[list(selection.indices)],
+                audio_from=audio,
+                pixel_aspect=reader.info.pixel_aspect,
+            ) as writer,
+            Progress(count, "overlay", mode=options.progress) as progress,
+        ):
+            for place, frame in enumerate(selection):
+                picture = draw(frame, mask_of(place))
+                writer.write(picture)
+                if place in shown:
+                    sheet.append(picture)
+                progress.advance()
+    else:
+        sheet = [draw(selection[place], mask_of(place)) for place in sorted(set(shown))]
+    with atomic_path(folder.path("sheet.jpg")) as temporary:
+        Image.fromarray(contact_sheet(sheet)).save(temporary, quality=90)

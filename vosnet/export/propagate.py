@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vosnet.errors import UsageError, VosnetError
-from vosnet.export.clip import propagate_clip
+from vosnet.export.clip import ClipExport
 from vosnet.export.folder import ResultFolder
 from vosnet.export.options import PropagateOptions
 from vosnet.masks import fit_mask, read_mask
@@ -74,7 +74,7 @@ def propagate_files(
         say: gets each message for people.
 
     Returns:
-        "out" and the content of `result.json`; see `propagate_clip`.
+        "out" and the content of `result.json`; see `ClipExport.write`.
 
     Raises:
         UsageError: frames or masks outside the clip, or a result folder that cannot be used (E118, E119).
@@ -88,11 +88,9 @@ def propagate_files(
     with open_video(options.video, **reading) as reader:
         selection = FrameSelection(reader, options.start, options.end, options.stride)
         masks = _read_masks(options, selection, say)
-        direction: Direction
-        if options.direction == "auto":
+        direction = options.direction
+        if direction == "auto":
             direction = "both" if min(masks) > 0 else "forward"
-        else:
-            direction = options.direction
         settings = _settings(options, propagator, selection, masks, direction)
         folder = ResultFolder(options.out, settings, existing=options.existing)
         finished = folder.root / "result.json"
@@ -100,15 +98,9 @@ def propagate_files(
             say(f"{finished} is there: this result is complete")
             return {"out": str(options.out), **json.loads(finished.read_text())}
         say(f"video: {options.video}, {len(selection)} frames, read by {reader.decoder} ({reader.reason})")
-        report = propagate_clip(
-            propagator,
-            selection,
-            masks,
-            folder,
-            options.export,
-            direction=direction,
-            adaptation=options.adaptation,
-        )
+        report = ClipExport(
+            propagator, selection, masks, folder, options.export, direction, options.adaptation
+        ).write()
     _tell(options, report, say)
     return {"out": str(options.out), **report}
 

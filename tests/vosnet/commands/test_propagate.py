@@ -14,7 +14,7 @@ from PIL import Image
 from tests.support.zoo import corrupt
 from vosnet.commands.cli import run
 from vosnet.commands.propagate import main
-from vosnet.export.mask_files import MaskWriter
+from vosnet.export.mask_files import MaskFiles
 from vosnet.masks import read_mask, write_mask
 from vosnet.models import build_encoder, save_encoder
 from vosnet.synthetic import make_clip, write_video
@@ -276,17 +276,17 @@ def test_an_interrupted_clip_resumes_to_the_same_masks(
 ) -> None:
     arguments = ["--video", frames, "--mask", mask, "--no-overlay", "--save-every", 3]
     assert propagate(*arguments, "--out", tmp_path / "whole") == 0
-    write = MaskWriter.write
+    write = MaskFiles.write
     written: list[int] = []
 
-    def interrupted(self: MaskWriter, place: int, mask: np.ndarray) -> None:
+    def interrupted(self: MaskFiles, place: int, mask: np.ndarray) -> None:
         if place == 7 and 7 not in written:
             written.append(place)
             raise KeyboardInterrupt
         written.append(place)
         write(self, place, mask)
 
-    monkeypatch.setattr(MaskWriter, "write", interrupted)
+    monkeypatch.setattr(MaskFiles, "write", interrupted)
     assert propagate(*arguments, "--out", tmp_path / "out") == 130
     before = len(written)
     assert propagate(*arguments, "--out", tmp_path / "out", "--resume") == 0

@@ -8,7 +8,8 @@ import pytest
 
 from vosnet.errors import InputError
 from vosnet.evaluation.results import SequenceResult
-from vosnet.evaluation.tables import Evaluation, collect, read_json, table, write_csv, write_evaluation
+from vosnet.evaluation.tables import Evaluation, as_json, collect, read_json, table, write_csv
+from vosnet.files import write_json
 from vosnet.metrics import ObjectScores
 
 
@@ -51,7 +52,7 @@ def test_csv_columns_hold_the_numbers_their_names_say(tmp_path: Path) -> None:
 
 def test_json_comes_back_as_it_was_and_names_missing_frames(tmp_path: Path) -> None:
     evaluation = collect([*RESULTS, scored("cow", (0.5, 0.5), missing=("00002",))])
-    write_evaluation(tmp_path / "n.json", evaluation)
+    write_json(tmp_path / "n.json", as_json(evaluation))
     assert read_json(tmp_path / "n.json") == evaluation.objects
     assert json.loads((tmp_path / "n.json").read_text())["missing"] == {"cow": ["00002"]}
     assert "1 missing = 0" in table(evaluation)
