@@ -29,6 +29,9 @@ class Truth:
         frames: stems of all frames of the sequence: a result for another one is extra.
         starts: object id -> index into `stems` of its first frame (YouTube-VOS). None is the DAVIS rule: the
             objects of the first annotation, the first and the last frame not counted.
+
+    Raises:
+        InputError: by the DAVIS rule no frame counts (E234).
     """
 
     name: str
@@ -36,6 +39,15 @@ class Truth:
     annotations: tuple[Path | Mask, ...]
     frames: frozenset[str]
     starts: dict[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.counted:
+            raise InputError(
+                "E234",
+                f"sequence {self.name}: {len(self.stems)} of {len(self.frames)} frames are annotated; "
+                "the first and the last do not count",
+                "For a test set build a zip with --submission.",
+            )
 
     def mask(self, place: int) -> Mask:
         """The annotation at `place`, [H, W]; void (255) is background.

@@ -4,7 +4,6 @@ from vosnet.metrics.scores import ObjectScores, score_frames
 from vosnet.metrics.similarity import boundary_accuracy, boundary_radius, region_similarity, similarities
 from vosnet.metrics.summary import (
     annotated_objects,
-    evaluate_sequence,
     four_way_mean,
     object_statistics,
     statistics,
@@ -16,7 +15,6 @@ __all__ = [
     "annotated_objects",
     "boundary_accuracy",
     "boundary_radius",
-    "evaluate_sequence",
     "four_way_mean",
     "object_statistics",
     "region_similarity",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vosnet.errors import InputError
-from vosnet.metrics.scores import ObjectScores, score_frames
+from vosnet.metrics.scores import ObjectScores
 from vosnet.metrics.similarity import Floats
 
 STATISTICS = ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay")
@@ -20,29 +20,6 @@ def annotated_objects(first_annotation: npt.NDArray[Any]) -> list[int]:
     """Ids that DAVIS-2017 scores: 1 up to the highest id of the first annotated frame; 255 (void) is none."""
     ids = first_annotation[first_annotation != VOID]
     return list(range(1, int(ids.max()) + 1)) if ids.size else []
-
-
-def evaluate_sequence(
-    predicted: Iterable[npt.NDArray[Any]], annotated: Sequence[npt.NDArray[Any]]
-) -> dict[int, ObjectScores]:
-    """J and F of a DAVIS sequence: every object of the first frame, all frames but the first and the last.
-
-    Args:
-        predicted: object ids of every frame, [H, W] each.
-        annotated: object ids of every frame, [H, W] each; 255 counts as background.
-
-    Returns:
-        Scores by object id, over the T - 2 frames that count.
-
-    Raises:
-        InputError: fewer than three frames.
-        ValueError: lengths or sizes differ.
-    """
-    if len(annotated) < 3:
-        raise InputError("E234", f"{len(annotated)} frames: DAVIS skips the first and the last, none is left")
-    pairs = list(zip(predicted, annotated, strict=True))[1:-1]
-    cleaned = ((pred, np.where(true == VOID, 0, true)) for pred, true in pairs)
-    return score_frames(cleaned, annotated_objects(annotated[0]))
 
 
 def statistics(values: Floats) -> tuple[float, float, float]:

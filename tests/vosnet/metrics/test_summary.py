@@ -2,17 +2,18 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vosnet.errors import InputError
+from vosnet.evaluation.results import Truth, score_masks
 from vosnet.masks import read_mask
 from vosnet.metrics import (
     ObjectScores,
     annotated_objects,
-    evaluate_sequence,
     four_way_mean,
     object_statistics,
     score_frames,
@@ -22,6 +23,15 @@ from vosnet.metrics import (
 
 GOLDEN, DATA = os.environ.get("VOSNET_GOLDEN"), os.environ.get("VOSNET_DATA")
 SEQUENCES = ["blackswan", "bmx-trees", "car-shadow", "dog", "drift-straight", "libby"]
+
+
+def evaluate_sequence(
+    predicted: Sequence[np.ndarray], annotated: Sequence[np.ndarray]
+) -> dict[int, ObjectScores]:
+    """Scores by object id, by the DAVIS rule."""
+    stems = tuple(f"{t:05d}" for t in range(len(annotated)))
+    truth = Truth("sequence", stems, tuple(annotated), frozenset(stems))
+    return score_masks(truth, zip(stems, predicted, strict=True)).scores
 
 
 def square(y: int, x: int, side: int = 6) -> np.ndarray:
