@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -17,13 +18,10 @@ from typing import Any, Literal
 
 from vosnet.commands.cli import make_parser
 
-_PACKAGES = [
-    "torch", "triton", "numpy", "opencv-python", "opencv-python-headless", "pillow", "av", "decord",
-    "eva-decord", "decord2", "pydantic", "safetensors", "einops", "tqdm", "pycocotools",
-    "matplotlib", "tensorboard",
-]  # fmt: skip
-_OPTIONAL = {"triton", "pycocotools", "matplotlib", "tensorboard", "decord", "eva-decord", "decord2"}
-_OPTIONAL |= {"opencv-python", "opencv-python-headless"}  # one of the two; importing cv2 is checked below
+_NEEDED = ("torch", "numpy", "pillow", "av", "pydantic", "safetensors", "einops", "tqdm")
+_OPENCV = ("opencv-python", "opencv-python-headless")  # one of the two; importing cv2 is checked below
+_DECODERS = ("decord", "eva-decord", "decord2")
+_EXTRAS = ("triton", "pycocotools", "matplotlib", "tensorboard")
 # Cosines of unit vectors are exact to about 1e-6 in float32; divided by 0.05 that moves weights by 2e-5.
 _SELF_CHECK_TOLERANCE = 1e-3
 _CHECKED_OPS: dict[str, dict[str, Any]] = {
@@ -80,19 +78,15 @@ def examine(*, self_check: bool = True) -> list[Finding]:
 
 def _versions() -> list[Finding]:
     found: dict[str, str] = {}
-    for package in _PACKAGES:
-        try:
+    for package in (*_NEEDED, *_OPENCV, *_DECODERS, *_EXTRAS):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    missing = [name for name in _PACKAGES if name not in found]
-    needed = [name for name in missing if name not in _OPTIONAL]
     findings = [Finding(name, "ok", version) for name, version in found.items()]
-    findings += [Finding(name, "fail", "not installed") for name in needed]
-    optional = [name for name in ("triton", "pycocotools", "matplotlib", "tensorboard") if name in missing]
-    if optional:
-        findings.append(Finding("optional packages", "note", f"not installed: {', '.join(optional)}"))
-    decoders = [name for name in ("decord", "eva-decord", "decord2") if name in found]
+    findings += [Finding(name, "fail", "not installed") for name in _NEEDED if name not in found]
+    missing = [name for name in _EXTRAS if name not in found]
+    if missing:
+        findings.append(Finding("optional packages", "note", f"not installed: {', '.join(missing)}"))
+    decoders = [name for name in _DECODERS if name in found]
     if len(decoders) > 1:
         hint = f"{' and '.join(decoders)} overwrite each other's files; keep one"
         findings.append(Finding("decord packages", "fail", hint))

@@ -77,7 +77,7 @@ def score_results(
             raised here but by `summarize_benchmark`.
     """
     truths = [benchmark.truth(name) for name in benchmark.names]
-    score = partial(_score_below, results, allow_missing)
+    score = partial(_score_below, results, allow_missing=allow_missing)
     with Progress(len(truths), "score", unit="sequence", mode=progress) as shown:
         return map_processes(score, truths, workers=workers or default_workers(len(truths)), progress=shown)
 
@@ -167,5 +167,5 @@ def complete_results(
     return failures
 
 
-def _score_below(results: Path, allow_missing: bool, truth: Truth) -> SequenceResult:  # noqa: FBT001 (for partial)
+def _score_below(results: Path, truth: Truth, *, allow_missing: bool) -> SequenceResult:
     return score_folder(truth, inside(results, truth.name), allow_missing=allow_missing)
