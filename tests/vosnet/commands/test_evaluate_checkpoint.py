@@ -207,6 +207,7 @@ def test_what_fails_on_another_rank_is_reported_by_the_first(davis: Path, tmp_pa
     done = torchrun(tmp_path / "davis", tmp_path / "two")
     assert done.returncode != 0
     assert "E302 1 of 2 sequences failed" in done.stderr
+    assert "E233" not in done.stderr  # the first rank does not go on to score what is incomplete
     assert "bee: " in done.stderr
     assert "overall" not in done.stdout
     assert (tmp_path / "two/ant/00003.png").is_file()
