@@ -1,4 +1,4 @@
-"""One way in for every command: the sub-command table, exit codes, and errors as one line."""
+"""Entry point of every command: the table of commands, exit codes, and errors as one line."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ COMMANDS = {
     "evaluate": "measure J and F of results or of a checkpoint",
     "train": "train an encoder from raw video with a recipe",
     "prepare": "index a data set once, so that training starts at once",
-    "demo": "the whole way on generated video, in about a minute",
+    "demo": "train, propagate and evaluate on generated video, in about a minute",
     "recipes": "list, show, copy, validate and compare recipes",
-    "doctor": "report versions, codecs, processors and what would not work here",
+    "doctor": "report versions, codecs and hardware, and what would not work on this machine",
 }
 EXIT_CODES = """\
 exit codes: 0 ok, 1 unexpected error, 2 usage or recipe, 3 some inputs failed, 4 input unreadable or
@@ -93,7 +93,7 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
         with _sigterm_unwinds():
             code = command(argv)
             sys.stdout.flush()
-    except BaseException as error:  # the outermost frame: every way a command can end is decided here
+    except BaseException as error:  # the outermost frame: it decides how a command ends
         code = _report(error)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _leave_at_once(code)

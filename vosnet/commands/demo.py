@@ -1,4 +1,4 @@
-"""`vosnet demo`: the whole way on generated video: train, propagate through an unseen clip, evaluate."""
+"""`vosnet demo`: train on generated video, propagate through an unseen clip, evaluate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vosnet doctor`: what this machine has, and whether the parts give right answers on it."""
+"""`vosnet doctor`: what this machine has, and whether the operators compute correctly on it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; exit status 0 when everything needed works, else 1."""
     parser = make_parser(
         "doctor",
-        "Report versions, codecs, processors, disks and data roots, and check the operators' answers.",
+        "Report versions, codecs, hardware, disks and data roots, and check the operators' results.",
         ["", "--json", "--quick"],
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

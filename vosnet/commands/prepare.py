@@ -1,4 +1,4 @@
-"""`prepare`: index a data set once, so that training starts at once and knows what is broken."""
+"""`prepare`: index a data set, so that training starts immediately and skips what is broken."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ def _unfinished(out: Path, root: str, options: argparse.Namespace) -> VideoIndex
 def _parser() -> argparse.ArgumentParser:
     from vosnet.datasets.layouts import EXPECTED
 
-    description = (
-        "Index a data set once: frames, size and rate of every video; what cannot be read is listed."
-    )
+    description = "Index a data set: frames, size and rate of every video, and which ones cannot be read."
     parser = make_parser("prepare", description, EXAMPLES)
     parser.add_argument("layout", choices=sorted(EXPECTED), help="how the data set lies on disk")
     parser.add_argument("root", help="the data set's folder")

@@ -1,1 +1,1 @@
-"""How good masks are: benchmarks with truth, results on disk, scores, comparison, submission."""
+"""Quality of masks: benchmarks with annotations, results on disk, scores, comparison, submission."""

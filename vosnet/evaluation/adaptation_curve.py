@@ -1,6 +1,6 @@
-"""How good the appearance model is while it learns: the curves of figure 3 of Zhu et al. 2020.
+"""J and F of the appearance model during training: the curves of figure 3 of Zhu et al. 2020.
 
-An oracle for studies: it reads every annotation, and nothing of it reaches the training.
+For studies only: it reads every annotation, but does not influence training.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Curve:
         self.rows: list[dict[str, float]] = []
 
     def __call__(self, iteration: int, loss: float, model: AppearanceModel) -> None:
-        """Measure when it is time."""
+        """Measure every `every` iterations."""
         if iteration % self._every:
             return
         masks = dict(self._masks(model))
@@ -86,7 +86,7 @@ def draw_curve(path: Path, document: dict[str, Any], say: Callable[[str], None])
     Args:
         path: a .png.
         document: "sequence", "baseline" and "rows" as `Curve.write` saves them.
-        say: told when nothing can be drawn, and why.
+        say: gets the reason when nothing can be drawn.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

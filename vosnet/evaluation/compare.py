@@ -39,7 +39,7 @@ class Comparison:
 def compare_scores(
     first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]], *, seed: int = 0
 ) -> Comparison:
-    """Compare J&F of two results by resampling objects, keeping each object's two scores together.
+    """Compare J&F of two results by resampling objects, keeping the two scores of an object together.
 
     Args:
         first: J_mean and F_mean of each object.

@@ -108,11 +108,7 @@ def _open(options: EvaluateOptions) -> Benchmark:
     assert options.root is not None
     assert options.split is not None
     return open_benchmark(
-        options.dataset,
-        options.root,
-        options.split,
-        annotations=options.annotations,
-        train_meta=options.train_meta,
+        options.dataset, options.root, options.split, options.annotations, options.train_meta
     )
 
 
@@ -128,7 +124,7 @@ def _score(options: EvaluateOptions, benchmark: Benchmark, results: Path) -> lis
 
 @contextlib.contextmanager
 def _masks(options: EvaluateOptions, benchmark: Benchmark, say: Say) -> Iterator[Path | None]:
-    """The folder with the masks to judge, made first where they must be; None on ranks that do not report."""
+    """The folder with the masks to judge, which may have to be made; None on ranks that do not report."""
     with joined_ranks("gloo", _PATIENCE_S) as ranks, contextlib.ExitStack() as stack:
         results = options.results
         if options.makes_masks:
@@ -182,7 +178,7 @@ def _make_masks(options: EvaluateOptions, benchmark: Benchmark, ranks: Ranks, ou
 def _claim(
     out: Path, options: EvaluateOptions, benchmark: Benchmark, propagator: Propagator | None, ranks: Ranks
 ) -> ResultFolder:
-    """The result folder, claimed by the main rank, then joined by the others."""
+    """The result folder; the first rank creates it, then the others join."""
     assert options.root is not None
     settings: dict[str, Any]
     settings = {"dataset": options.dataset, "root": str(options.root.resolve()), "sequences": benchmark.names}

@@ -31,7 +31,6 @@ def open_benchmark(
     dataset: DatasetName,
     root: str | os.PathLike[str],
     split: str,
-    *,
     annotations: Sequence[str] = (),
     train_meta: str | os.PathLike[str] | None = None,
 ) -> Benchmark:

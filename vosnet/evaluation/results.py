@@ -1,4 +1,4 @@
-"""Scores of one sequence: its annotations against masks that lie on disk or come from memory."""
+"""Scores of one sequence: masks on disk or in memory against its annotations."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def score_masks(truth: Truth, predicted: Iterable[tuple[str, Mask]]) -> Sequence
 
     Args:
         truth: the annotations.
-        predicted: (stem, ids [H, W]) of the frames; those without an annotation are passed over. A frame that
-            never comes scores 0 and is listed as missing.
+        predicted: (stem, ids [H, W]) of the frames; those without an annotation are skipped. A frame without
+            a mask scores 0 and is listed as missing.
     """
     places = {stem: place for place, stem in enumerate(truth.stems)}
     came: set[str] = set()
@@ -122,8 +122,8 @@ def score_masks(truth: Truth, predicted: Iterable[tuple[str, Mask]]) -> Sequence
 def score_folder(truth: Truth, folder: Path, *, allow_missing: bool = False) -> SequenceResult:
     """Check every frame of a result on disk and score it; problems are collected, not raised.
 
-    Differs: the official DAVIS tool never looks at the first and the last frame, which do not count; here
-    they must be there and be right, because a result without them is not complete.
+    Differs: the official DAVIS tool never opens the first and the last frame, which do not count; here they
+    must exist and be valid, because a result without them is incomplete.
 
     Args:
         truth: the annotations.
@@ -206,7 +206,7 @@ def _shortened(truth: Truth, stems: Sequence[str]) -> str:
 
 
 def _score(truth: Truth, objects: list[int], frames: Iterable[tuple[int, Mask, Mask]]) -> SequenceResult:
-    """Scores at their frames: 0 where no mask comes, and nothing before an object's first frame."""
+    """Scores per object and frame: 0 without a mask, nothing before an object's first frame."""
     counted, places = truth.counted, []
 
     def pairs() -> Iterator[tuple[Mask, Mask]]:

@@ -1,4 +1,4 @@
-"""Many sequences, several processes: workers that score, and ranks of torchrun that propagate."""
+"""Spread sequences over processes: scoring workers, and ranks of torchrun that propagate."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def map_processes(
 
 
 def share(items: Sequence[Item], weight: Callable[[Item], int], ranks: Ranks) -> list[Item]:
-    """This rank's part: heaviest first, each to the rank with the least so far; all ranks agree on it."""
+    """This rank's part: heaviest first, each to the rank with the least so far; the same on all ranks."""
     loads = [0] * ranks.size
     parts: list[list[Item]] = [[] for _ in range(ranks.size)]
     for item in sorted(items, key=weight, reverse=True):

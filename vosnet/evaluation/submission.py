@@ -1,4 +1,4 @@
-"""Zips for the DAVIS test-dev and YouTube-VOS servers: built from a result folder, checked before upload."""
+"""Zips for the DAVIS and YouTube-VOS servers: built from a result folder and checked before upload."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_RATIO = 2000  # a blank 4K mask compresses about 1000 times
 def build_submission(
     path: Path, results: Path, expected: Mapping[str, ExpectedMasks], *, prefix: str = ""
 ) -> int:
-    """Pack the frames asked for and check the zip that came out; `path` stays as it was unless all is well.
+    """Pack the expected masks and check the zip; `path` is replaced only if everything is right.
 
     Args:
         path: the zip to write.
@@ -72,7 +72,7 @@ def validate_submission(
         Number of masks in the zip.
 
     Raises:
-        InputError: no zip, a dangerous zip (row by row), or a wrong one; everything wrong is listed.
+        InputError: not a zip, an unsafe one, or a wrong one; everything wrong is listed.
     """
     entries = {
         f"{prefix}{name}/{stem}.png": masks for name, masks in expected.items() for stem in masks.stems

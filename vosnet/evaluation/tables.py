@@ -1,4 +1,4 @@
-"""Scores for people and other tools: the table, the JSON, and CSV files in davis2017-evaluation's layout."""
+"""Scores of a benchmark as a table, as JSON, and as CSV files in davis2017-evaluation's layout."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def csv_names(split: str) -> tuple[str, str]:
 def write_csv(folder: Path, split: str, evaluation: Evaluation) -> list[Path]:
     """Write means over all objects, and J and F of each object, as the official tool does.
 
-    They are never read: the official tool prints old ones when it finds them.
+    Differs: the official tool prints old files when it finds them; here they are never read.
     """
     overall = evaluation.overall
     row = [overall["JF_mean"], *(overall[name] for name in STATISTICS)]

@@ -1,4 +1,4 @@
-"""A picture of where a result is worst: predicted and true outlines over the frames."""
+"""The frames with the lowest scores, with predicted and true outlines."""
 
 from __future__ import annotations
 

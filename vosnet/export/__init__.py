@@ -1,1 +1,1 @@
-"""Results for people and other tools: overlays, contact sheets, COCO run lengths, result folders."""
+"""Files for people and other tools: masks, overlays, contact sheets, COCO run lengths, result folders."""

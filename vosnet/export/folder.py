@@ -1,4 +1,4 @@
-"""A result folder knows which files this tool made, so that overwriting and resuming touch nothing else."""
+"""A result folder records the files this tool made: overwriting and resuming touch no others."""
 
 from __future__ import annotations
 
