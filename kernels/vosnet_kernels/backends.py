@@ -1,4 +1,4 @@
-"""Which implementation of an op serves a device, and why: one place to ask, one log line to read."""
+"""Which implementation of an op runs on a device, and why."""
 
 import functools
 import importlib.util
@@ -18,7 +18,7 @@ class Backend:
 
     Attributes:
         name: "torch" (tiled matmuls, any device), "native" (C++ on the CPU) or "triton" (CUDA).
-        reason: one line for people: why this one and not a faster one.
+        reason: why this one and not a faster one, in one line.
     """
 
     name: str
@@ -26,10 +26,10 @@ class Backend:
 
 
 def cpu_backend(op: str) -> Backend:
-    """The implementation that serves `op` on CPU tensors here; the first question may cost a compile."""
+    """The implementation that runs `op` on CPU tensors; the first call may compile it."""
     if op != "knn_propagate":
         return Backend("torch", f"{op} runs as tiled matmuls: it has no native kernel")
-    from vosnet_kernels.knn_propagate.native import Kernel, native_kernel  # asks back for reasons of its own
+    from vosnet_kernels.knn_propagate.native import Kernel, native_kernel  # its package imports this module
 
     kernel = native_kernel()
     if isinstance(kernel, Kernel):
@@ -38,7 +38,7 @@ def cpu_backend(op: str) -> Backend:
 
 
 def cuda_backend(op: str, device: torch.device) -> Backend:
-    """The implementation that serves `op` on tensors of a CUDA `device`."""
+    """The implementation that runs `op` on tensors of a CUDA `device`."""
     obstacle = can_use_triton(device)
     if obstacle is None:
         return Backend("triton", f"{op} runs its Triton kernels on {torch.cuda.get_device_name(device)}")
@@ -57,7 +57,7 @@ def can_use_triton(device: torch.device) -> str | None:
 
 
 def log_choice(op: str, backend: Backend) -> None:
-    """Tell the debug log which implementation serves this call."""
+    """Log at debug level which implementation runs."""
     logger.debug("%s: %s (%s)", op, backend.name, backend.reason)
 
 

@@ -1,4 +1,4 @@
-"""How much temporary memory one call of an op may take."""
+"""Limit on the temporary memory of one call of an op."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ _limit: ContextVar[int] = ContextVar("vosnet_kernels_workspace_bytes", default=D
 def workspace_bytes() -> int:
     """Bytes of temporary memory that an op may take beside its inputs and its result.
 
-    The default is a constant, never a reading of free memory: equal calls take equal chunks everywhere. Ops
-    treat it as a goal and go on with their smallest chunk if even that is larger.
+    The default is a constant, not a share of free memory: equal calls are split equally everywhere. It is a
+    target: an op uses its smallest chunk even if that is larger.
     """
     return _limit.get()
 

@@ -58,3 +58,11 @@ def test_every_op_with_triton_kernels_takes_part() -> None:
         if re.search(r"^@triton\.jit", path.read_text(), re.MULTILINE)
     }
     assert with_kernels == {case.kernel.__module__.split(".")[-2] for case in cases("sm_90")}
+
+
+def test_what_runs_imports_no_compile_tool() -> None:
+    for path in KERNELS.rglob("*.py"):
+        if path.parent.name != "aot":
+            assert not re.search(r"^\s*(import|from) vosnet_kernels\.aot", path.read_text(), re.MULTILINE), (
+                path
+            )

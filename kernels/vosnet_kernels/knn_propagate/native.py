@@ -42,12 +42,12 @@ class Problem(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Counters:
-    """What a search did: pairs are (query cell, memory cell).
+    """Counts of pairs (query cell, memory cell) in a search.
 
     Attributes:
-        pairs: looked at, in whole 4 x 4 patches.
-        completed: whose dot product ran over all channels; the others were dropped early by a bound.
-        rescored: summed again in float32 because the half-precision sum left them in the race.
+        pairs: considered, in whole 4 x 4 patches.
+        completed: dot products over all channels; the others were dropped early by a bound.
+        rescored: summed again in float32 because their half-precision sum could not rule them out.
     """
 
     pairs: int
@@ -125,7 +125,7 @@ def knn_propagate_native(
         if found is not None:
             return found[0]
         obstacle = "features are not finite or their norm exceeds 1e15"
-    logger.debug("knn_propagate: not the native kernel this time: %s", obstacle or kernel)
+    logger.debug("knn_propagate: native kernel not used for this call: %s", obstacle or kernel)
     return None
 
 

@@ -33,11 +33,12 @@ def knn_propagate_tiled(
         return readout
     if not window.strict and window.radius >= max(h, w) - 1:
         window = replace(window, global_frames=T)  # every window is the whole frame
-    # weight 0, and a cell that exists
-    nobody = _pack(torch.tensor(-torch.inf), torch.tensor(0)).to(query.device)
+    empty = _pack(torch.tensor(-torch.inf), torch.tensor(0)).to(
+        query.device
+    )  # weight 0 of a cell that exists
     for b in range(B):
         cells = query[b].movedim(0, 2).float().contiguous()  # [h, w, C]
-        best = nobody.expand(h, w, k).clone()
+        best = empty.expand(h, w, k).clone()
         _search_frames(best, cells, memory[b, : window.global_frames])
         _search_windows(best, cells, memory[b], window)
         readout[b] = _copy(best, value[b], temperature)

@@ -1,4 +1,4 @@
-"""Which native kernels this processor can run. `can_*` returns the obstacle, or None if there is none."""
+"""Which native kernels this processor can run. `can_*` returns the reason why not, or None."""
 
 import functools
 import os

@@ -30,8 +30,8 @@ def widened_readout(
     Near frames (dilation 1) are read in the window around each query cell, as in `windowed_readout`. In a far
     frame (dilation d > 1) a window d times as wide, of cells d apart, is searched first; the expected
     position under the softmax of its logits is where the query cell's dense window lies, between cells. All
-    windows of all frames share one softmax, put together from their log-sum-exps. Nothing of the affinities'
-    size is ever stored.
+    windows of all frames share one softmax, merged by their log-sum-exps. No tensor of the affinities' size
+    is ever stored.
 
     Args:
         query: features of the frame being explained, [B, C, h, w].
@@ -40,7 +40,7 @@ def widened_readout(
         radius: window half-side in cells, inclusive.
         dilations: one per memory frame, at least 1.
         temperature: divides the affinities of both searches, positive.
-        outside: what becomes of positions beyond the frame's outermost cells: "exclude" gives them no weight;
+        outside: how positions beyond the frame's outermost cells count: "exclude" gives them no weight;
             "zero" gives them the logit and value of a frame padded with zeros. The first search excludes them
             always. Differs: MAST's first search keeps them, which pulls expected positions out of the frame.
 

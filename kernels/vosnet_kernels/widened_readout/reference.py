@@ -57,15 +57,14 @@ def expected_positions(
 
 def _cells(like: Tensor) -> Tensor:
     """(y, x) of every cell of [C, h, w], [2, h, w]."""
-    h, w = like.shape[-2:]
-    y, x = torch.arange(h).to(like), torch.arange(w).to(like)
-    return torch.stack([y[:, None].expand(h, w), x[None].expand(h, w)])
+    axes = (torch.arange(size).to(like) for size in like.shape[-2:])
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
 def _offsets(radius: int, dilation: int, like: Tensor) -> Tensor:
     """(dy, dx) of a window's positions, row-major, [2, P]."""
     steps = torch.arange(-radius, radius + 1).to(like) * dilation
-    return torch.stack([steps.repeat_interleave(len(steps)), steps.repeat(len(steps))])
+    return torch.stack(torch.meshgrid(steps, steps, indexing="ij")).flatten(1)
 
 
 def _windows(x: Tensor, at: Tensor, radius: int, dilation: int) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,6 @@ the affinities are interpolated, and the values are read out four times, shifted
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -76,19 +74,6 @@ def expected_positions(
     return positions.clamp_(min=0).minimum(last[:, None, None])  # rounding must not lead out of the frame
 
 
-class Tiles(NamedTuple):
-    """Queries grouped by the block that their positions lie in.
-
-    Attributes:
-        queries: index of each query cell, or h * w where a tile is not full, [N, QUERIES].
-        rows, cols: the tile's block, in blocks, [N].
-    """
-
-    queries: Tensor
-    rows: Tensor
-    cols: Tensor
-
-
 def centered_readout(
     query: Tensor, memory: Tensor, value: Tensor, positions: Tensor, attention: Attention
 ) -> tuple[Tensor, Tensor]:
@@ -113,7 +98,7 @@ def centered_readout(
     out, lse = at.new_empty(h * w + 1, m), at.new_empty(h * w + 1)
     side = BLOCK + 2 * radius + 1
     most = _tiles_at_once(side, c, m, at)
-    for first in range(0, len(tiles.rows), most):
+    for first in range(0, len(tiles[0]), most):
         index, row, col = (part[first : first + most] for part in tiles)
         blocks = torch.stack([row, col], 1) * BLOCK  # top left cell, [n, 2]
         fraction = at[index] - whole[index]  # [n, Q, 2]
@@ -135,8 +120,13 @@ def _blocks(size: int) -> int:
     return -(-size // BLOCK)
 
 
-def _tiles(block: Tensor, rows: int, cols: int) -> Tiles:
-    """Full tiles of queries whose positions lie in one block; `block` is [hw, 2]."""
+def _tiles(block: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries grouped by the block [hw, 2] that their positions lie in.
+
+    Returns:
+        Index of each query cell, or h * w where a tile is not full, [N, QUERIES]; row and column of its
+        block, [N] each.
+    """
     flat = block[:, 0] * cols + block[:, 1]
     order = flat.argsort(stable=True)
     counts = flat.bincount(minlength=rows * cols)
@@ -146,7 +136,7 @@ def _tiles(block: Tensor, rows: int, cols: int) -> Tiles:
     rank = torch.arange(len(order), device=block.device) - (counts.cumsum(0) - counts)[sorted_block]
     queries = order.new_full((len(block_of_tile), QUERIES), len(order))
     queries[(needed.cumsum(0) - needed)[sorted_block] + rank // QUERIES, rank % QUERIES] = order
-    return Tiles(queries, block_of_tile // cols, block_of_tile % cols)
+    return queries, block_of_tile // cols, block_of_tile % cols
 
 
 def _with_spare(rows: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ def windowed_readout(
         value: what is copied, e.g. colors or mask probabilities, [B, T, M, h, w], any floating dtype.
         radius: window half-side in cells, inclusive: the window is 2 * radius + 1 wide and high.
         temperature: divides the affinities, positive.
-        outside: what becomes of window cells beyond the frame. "exclude": they get no weight. "zero": they
-            keep logit 0 and value 0, as if the frame were padded with zeros.
+        outside: how window cells beyond the frame count. "exclude": they get no weight. "zero": they have
+            logit 0 and value 0, as if the frame were padded with zeros.
 
     Returns:
         Readout, [B, M, h, w], in value's dtype.

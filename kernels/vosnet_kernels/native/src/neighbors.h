@@ -53,7 +53,7 @@ inline void dot4(const float* query, const float* const* key, int padded, float*
 }
 #endif
 
-// What waits to be judged for one query.
+// Candidates of one query that still await judgment.
 struct Pending {
   static constexpr int kCapacity = 96;
   Candidate entry[kCapacity];

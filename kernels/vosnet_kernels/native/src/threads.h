@@ -1,5 +1,5 @@
-// A team of threads that lives for one call. Plain threads rather than OpenMP: no second OpenMP runtime beside
-// torch's own, and a call still works in a forked DataLoader worker, where GNU OpenMP deadlocks.
+// The threads of one call. Plain threads rather than OpenMP: no second OpenMP runtime beside torch's own, and calls
+// work in a forked DataLoader worker, where GNU OpenMP deadlocks.
 #pragma once
 
 #include <atomic>
@@ -20,7 +20,7 @@ class Team {
       try {
         workers_.emplace_back([this] { serve(); });
       } catch (const std::system_error&) {
-        break;  // the system gives no more threads: those at hand do all the work
+        break;  // no more threads to be had: those created so far do all the work
       }
     }
   }
