@@ -285,3 +285,35 @@ def test_a_small_memory_for_maps_changes_nothing_but_its_size(tmp_path: Path) ->
 def test_settings_out_of_range_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ClusterSettings(**wrong)  # type: ignore[arg-type]
+
+
+class Recording(Colors):
+    """Notes what it sees."""
+
+    color_space = "lab"
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = (images.detach().float(), torch.is_autocast_enabled("cpu"), self.training)
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_the_encoder_sees_frames_as_in_training_in_its_colors_and_precision(
+    tmp_path: Path, bfloat16: bool
+) -> None:
+    encoder, video = Recording().train(), generated(0, num_frames=1)
+    list(write_pseudo_masks(RefreshJob(tmp_path, [video], bfloat16=bfloat16), encoder, SETTINGS))
+    images, autocast, training = encoder.seen
+    expected = encoder_input(torch.from_numpy(video.read([0])).permute(0, 3, 1, 2), "lab")
+    torch.testing.assert_close(images, expected)
+    assert (autocast, training) == (bfloat16, False)
+
+
+def test_the_maps_read_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, [generated(seed) for seed in range(3)])
+    store = PseudoMasks(tmp_path, cache_bytes=2 * 6 * 13 * 17)
+    for seed in (0, 1, 0, 2):  # 1 is the one not read for longest
+        store.video(f"generated/{seed:05d}")
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("read again"))
+    for seed in (0, 2):
+        assert store.video(f"generated/{seed:05d}") is not None
