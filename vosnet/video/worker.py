@@ -6,25 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from vosnet.errors import InputError, VosnetError
-from vosnet.video.info import Frame, VideoInfo
 from vosnet.video.reader import VideoReader
 
 
-class Reader(Protocol):
-    """The part of `VideoReader` that is served."""
-
-    info: VideoInfo
-
-    @property
-    def warnings(self) -> list[str]: ...
-
-    def __getitem__(self, index: int) -> Frame: ...
-
-
-def serve(open_reader: Callable[[], Reader], requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(open_reader: Callable[[], VideoReader], requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer frame numbers, one per line, with frames until the other side closes the pipe.
 
     Each answer is a line of JSON, `{"bad", "bytes", "warnings"}`, followed by the frame's RGB bytes.
