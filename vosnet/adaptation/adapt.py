@@ -1,4 +1,4 @@
-"""Online adaptation: a U-Net trained from nothing on one video's propagated masks gives the final masks.
+"""Online adaptation: a U-Net trained from scratch on a video's propagated masks gives the final masks.
 
 Section 3.3 of Zhu et al. 2020. Encoder and propagation stay as they are: masks are propagated first, then the
 appearance model learns from all of them, the annotated ones included, and answers for every frame on its own.
@@ -30,7 +30,7 @@ OnStep = Callable[[int, float, AppearanceModel], None]
 
 
 class PackedMasks(dict[int, Any]):
-    """Label maps by frame, compressed: a long clip's masks take kilobytes per frame, not megabytes."""
+    """Compressed label maps by frame: kilobytes instead of megabytes for each."""
 
     def __setitem__(self, index: int, mask: np.ndarray) -> None:
         packed = zlib.compress(np.ascontiguousarray(mask, np.uint8).tobytes(), 1)

@@ -1,4 +1,4 @@
-"""The given masks of a clip: which objects there are, and from where on each is known."""
+"""The given masks of a clip: its objects, and from which frame on each is known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Masks = Mapping[int, np.ndarray]
 
 @dataclass(frozen=True)
 class Annotations:
-    """The given masks of a clip, and the way they were propagated.
+    """The given masks of a clip, and the direction they were propagated in.
 
     Attributes:
         masks: label maps [H, W] by frame index.
@@ -37,7 +37,7 @@ class Annotations:
         return sorted(set().union(*self.ids.values()))
 
     def known(self, index: int) -> set[int]:
-        """Objects that the propagation has heard of at frame `index`."""
+        """Objects annotated by the time the propagation reaches frame `index`."""
         if self.direction == "both" and index < min(self.ids):
             return self.ids[min(self.ids)]
         backward = self.direction == "backward"

@@ -1,4 +1,4 @@
-"""The appearance model of one video: a U-Net that names the object of each pixel, frame by frame."""
+"""The appearance model of one video: a U-Net that segments each frame by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every number of online adaptation: the paper's, and those it leaves open."""
+"""The settings of online adaptation: the paper's, and ours where it names none."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class AdaptationSettings:
         given_share: probability that a sample is an annotated frame; ours.
         brightness, contrast, saturation, hue: strengths of the color jitter, see `ColorJitter`; ours.
         jitter_probability: how often colors are jittered; ours.
-        gray_probability: how often they are taken away; ours.
+        gray_probability: how often a sample is made gray; ours.
         flip_probability: how often a sample is mirrored; ours.
         zoom: smallest and largest side of the visible part; (1, 1) is the whole frame, as in the paper.
-        max_frames: frames kept for training beside the annotated ones, evenly spread: a megabyte each.
+        max_frames: evenly spread frames kept for training besides the annotated ones, about a megabyte each.
         min_agreement: region similarity that the trained model must reach on each annotated object, and half
-            of it over frames all along the clip against the propagated masks; below, the propagated masks
-            stay. Ours.
+            of it against the propagated masks over the whole clip; below that the propagated masks are kept.
+            Ours.
         predict_batch: frames answered at once; ours.
         seed: of the U-Net's weights and of the samples.
         precision: "bfloat16" runs convolutions under autocast; "auto" where the device is fast at it.

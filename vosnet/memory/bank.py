@@ -1,4 +1,4 @@
-"""Features and label values of the frames that may still be read: a ring, bounded whatever the length."""
+"""Features and label values of the frames that may still be read: a ring of bounded size."""
 
 from __future__ import annotations
 

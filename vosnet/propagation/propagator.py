@@ -1,4 +1,4 @@
-"""Masks through a clip: the interface that commands, pages and scripts use."""
+"""Propagation of masks through a clip: the interface for commands and scripts."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class FrameResult:
 
 
 class Propagator:
-    """Carries masks through clips with one encoder and one protocol.
+    """Propagates masks through clips with one encoder and one protocol.
 
     Args:
         extractor: frames to features.
-        protocol: how labels travel.
+        protocol: how labels are propagated.
         source: one line on where the encoder comes from.
         allow_degrade: when memory runs out and smaller chunks do not help, read fewer recent frames, which
             changes results; otherwise that is an error.
@@ -198,11 +198,11 @@ class Propagator:
             frames: [H, W, 3] uint8 RGB each. "forward" takes any iterable and holds one frame at a time; the
                 other directions need `len(frames)` and `frames[i]`.
             masks: label maps [H, W] of annotated frames by frame index. Masks beyond the first add objects or
-                start known ones anew; where they overlap what was tracked, the later mask wins.
+                restart known ones; where they overlap what was tracked, the later mask wins.
             direction: "forward" from the first annotated frame to the end; "backward" from the last annotated
                 frame to frame 0; "both" is forward, then backward from the first annotated frame.
             keep_annotations: answer annotated frames with the given pixels. Differs: the authors write what
-                is left of them after the way to the feature grid and back, as does False.
+                is left of them after down- and upsampling, as does False.
             spill: a file for the tracker's state, saved every `spill_every` frames and removed at the end.
                 If it exists already, results go on after the frame at which it was saved.
             spill_every: frames between two savings.

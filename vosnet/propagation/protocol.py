@@ -17,10 +17,10 @@ SQRT_DIM: Final = "sqrt_dim"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How labels travel from frame to frame.
+    """How labels are propagated from frame to frame.
 
     Attributes:
-        layer: the encoder's layer that is read, where the checkpoint does not name one.
+        layer: the encoder's layer that is read, unless the checkpoint names one.
         shape: neighborhood of a query cell: "square" or "disc".
         radius: half-side of the square or radius of the disc, cells.
         strict: True keeps distances below `radius`, False also those equal to it.
@@ -39,7 +39,7 @@ class Protocol:
         up_align_corners: as `down_align_corners`, on the way up.
         min_max: stretch each object's map over the frame to 0..1 before the decision.
         memory_values: what later frames copy from: "soft", the answer's probabilities; "hard", the decided
-            mask; "copied", what was read out itself, also where `rounds` make another answer of it.
+            mask; "copied", the readout itself, even where `rounds` decode another answer from it.
         readout: "nearest": softmax over the k most similar cells of all neighborhoods; "window": over every
             cell of them.
         normalize: compare L2-normalized features, so that dot products are cosines.
@@ -51,7 +51,7 @@ class Protocol:
         far_after: context "mast" with readout "window" only: a frame more than this many before the query is
             searched in a wider window first; None never.
         max_dilation: how much wider at most; see `dilation`.
-        empty_objects: an annotated object that is too small to leave a trace on the feature grid is an error
+        empty_objects: an annotated object that vanishes when downsampled to the feature grid is an error
             ("refuse"), or lost with a warning ("lose"), as benchmarks count it.
         short_side: resize frames to this shorter side, pixels; None keeps the size.
         multiple: make both sides multiples of this; 1 leaves them.

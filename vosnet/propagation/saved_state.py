@@ -1,4 +1,4 @@
-"""The tracker's state in a file, so that an interrupted clip goes on where it was."""
+"""The tracker's state in a file, from which an interrupted clip is resumed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class SavedState(NamedTuple):
 
 
 class StateFile:
-    """Writes the tracker's state now and then, whole or not at all, and reads it back.
+    """Saves the tracker's state every few frames, whole or not at all, and loads it again.
 
     Args:
         path: a safetensors file.
-        every: frames between two writings.
-        belongs_to: what the state is good for; see `fingerprint`.
+        every: frames between two savings.
+        belongs_to: of the run; see `fingerprint`.
     """
 
     def __init__(self, path: str | os.PathLike[str], every: int, belongs_to: str) -> None:
@@ -60,7 +60,7 @@ class StateFile:
         return SavedState(meta["part"], meta["position"], {"tensors": tensors, "meta": meta["tracker"]})
 
     def save(self, part: int, position: int, tracker: Tracker) -> None:
-        """Write the state if it is time to."""
+        """Save the state if it is due."""
         if (position + 1) % self.every:
             return
         state = tracker.state_dict()

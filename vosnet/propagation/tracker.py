@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Carries masks from frame to frame; memory is bounded whatever the length.
+    """Propagates masks frame by frame, in bounded memory unless the protocol keeps all frames.
 
     The first frame needs a mask. A mask on a later frame adds its objects with a reference frame of their
-    own: each reference frame answers for the objects first annotated there (the first one for background
-    too), and the answers are put together into one set of probabilities that all contexts read later (the
-    YouTube-VOS rule of Araslanov et al. 2021). Where a later mask overlaps what was tracked, the later mask
-    wins. An object that is annotated again starts anew from there.
+    own: each reference frame owns the objects first annotated there (the first one background too), and their
+    readouts form one set of probabilities that all contexts copy from later (the YouTube-VOS rule of
+    Araslanov et al. 2021). Where a later mask overlaps what was tracked, the later mask wins. An object that
+    is annotated again restarts from there.
 
     Args:
         extractor: frames to features.
-        protocol: how labels travel.
+        protocol: how labels are propagated.
         allow_degrade: when memory runs out and nothing else is left, keep fewer recent frames.
         chunks: how much is done at once; out-of-memory fallbacks make it smaller.
         segmenter: mask encoder and decoder, for protocols with `rounds`.
@@ -45,7 +45,7 @@ class Tracker:
     Attributes:
         ids: object ids of the channels 1..K-1 in the order in which they came; channel 0 is background.
         bank: the frames that may still be read.
-        fallbacks: what is done when memory runs out.
+        fallbacks: what to try when memory runs out, and what was tried.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Tracker:
 
         Args:
             frame: [H, W, 3] uint8, RGB; every frame of one size.
-            mask: label map of this frame, [H, W] integer ids 1..255, 0 where nothing new is said.
+            mask: label map of this frame, [H, W] integer ids 1..255; 0 adds nothing.
 
         Returns:
             probs, [1 + len(ids), h, w] on the feature grid, channel 0 is background; with `rounds` on the
@@ -157,7 +157,7 @@ class Tracker:
         return PreparedFrame(images[0], normalize_features(features) if self.protocol.normalize else features)
 
     def _read(self, query: Tensor) -> Tensor:
-        """What every context answers in its own channels, [P, h, w]."""
+        """The readout of every context, each in its own channels, [P, h, w]."""
         count = len(self.strategy.planes(range(1 + len(self.ids))))
         planes = query.new_zeros(count, *query.shape[1:])
         for context in self.bank.contexts:
@@ -233,7 +233,7 @@ def _bank(protocol: Protocol) -> MemoryBank | SpacedBank:
 def merged(probs: Tensor, given: Tensor, channels: list[int], count: int) -> Tensor:
     """Probabilities with the objects of a later mask: (1 - s) probs + s given, s the sum of `given`.
 
-    What an object that is annotated again held before goes to the background: its new mask is complete.
+    What an object held before it was annotated again goes to the background: its new mask is complete.
 
     Args:
         probs: of what was tracked, [K, h, w].
