@@ -38,3 +38,12 @@ def test_an_error_carries_the_key_it_is_about(keys: dict[str, Any], key: str) ->
     with pytest.raises(SettingError) as caught:
         objective_settings("plus_segmentation", base={"name": "cycle_walk", "edge_dropout": 1.0})
     assert caught.value.key == "base.edge_dropout"
+
+
+def test_what_the_unified_paper_states_is_the_default() -> None:
+    settings: Any = objective_settings("unified")
+    assert (settings.clustering.num_clusters, settings.refresh_interval.epochs) == (5, 10)
+    weights = (settings.short_term_weight, settings.long_term_weight, settings.segmentation_weight)
+    assert weights == (1, 1, 1)  # ours: the paper adds the terms up
+    assert (settings.loss, settings.alignment, settings.stop_gradient) == ("infonce", "hard", "target")
+    assert settings.mask_embedding.encoder_gradient
