@@ -1,5 +1,6 @@
 """The evaluator: what a propagator is given, and that memory and folder give the same numbers."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,6 +82,20 @@ def test_objects_that_appear_later_are_given_and_scored_from_their_first_frame(t
     assert evaluation.objects["aa11_2"]["J_mean"] == pytest.approx(np.mean(overlap[:4]))
     assert evaluation.frames == {"aa11": 6, "bb22": 6}
     assert {"J_seen", "J_unseen", "overall"} <= set(evaluation.overall)
+
+
+def test_frames_before_the_first_object_have_no_mask_but_count_as_done(tmp_path: Path) -> None:
+    root, still = write_youtube_vos_root(tmp_path / "ytvos"), Still()
+    meta = json.loads((root / "valid/meta.json").read_text())
+    meta["videos"]["bb22"]["objects"]["1"]["frames"] = ["00010", "00015", "00020", "00025"]
+    (root / "valid/meta.json").write_text(json.dumps(meta))
+    benchmark, folder = YouTubeVosBenchmark(root, "valid"), ResultFolder(tmp_path / "out", {})
+    with Progress(6, "propagate", mode="quiet") as progress:
+        write_sequence(still, benchmark, "bb22", folder, progress)  # type: ignore[arg-type]
+    assert progress.done == 6
+    assert sorted(path.name for path in (tmp_path / "out/bb22").iterdir()) == [
+        "00010.png", "00015.png", "00020.png", "00025.png",
+    ]  # fmt: skip
 
 
 def test_some_sequences_of_a_split_can_be_named(davis: Path) -> None:
