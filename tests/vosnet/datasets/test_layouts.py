@@ -137,3 +137,9 @@ def test_linked_folders_of_a_data_set_are_followed(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
     assert [item.name for item in find_videos("folder", tmp_path / "root")] == ["linked/a.mp4"]
+
+
+def test_the_usual_formats_count_as_pictures_or_videos() -> None:
+    assert {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"} <= IMAGE_SUFFIXES
+    assert {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".ts", ".wmv", ".flv"} <= VIDEO_SUFFIXES
+    assert not IMAGE_SUFFIXES & VIDEO_SUFFIXES
