@@ -370,7 +370,7 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 
 def test_a_missing_file_says_where_recipes_are(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"E102 .*recipes.py list"):
+    with pytest.raises(UsageError, match=r"E102 .*vosnet recipes list"):
         load_recipe(tmp_path / "no.yaml")
 
 

@@ -112,7 +112,7 @@ def _copy(options: argparse.Namespace) -> int:
     if target.exists():
         raise InputError("E206", f"{target} exists already", "Choose another name.")
     files.write_bytes(target, source.read_bytes())
-    print(f"{target}: now `python tools/train.py {target}`")
+    print(f"{target}: now `vosnet train {target}`")
     return 0
 
 

@@ -25,7 +25,7 @@ def make_train_parser() -> argparse.ArgumentParser:
         "The first Ctrl-C finishes the step and saves; --resume auto continues.",
         EXAMPLES,
     )
-    parser.add_argument("recipe", help="a YAML file, or a name from `python tools/recipes.py list`")
+    parser.add_argument("recipe", help="a YAML file, or a name from `vosnet recipes list`")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-3")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE)")
     parser.add_argument(

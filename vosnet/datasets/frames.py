@@ -83,7 +83,7 @@ class FrameStore:
         with open_video(entry.path, threads=1) as reader:  # the workers are what runs side by side
             if raw and raw[-1] >= len(reader):
                 message = f"{entry.path} has {len(reader)} frames, not {entry.num_frames}"
-                hint = "It has changed since it was indexed: run tools/prepare.py again."
+                hint = "It has changed since it was indexed: run `vosnet prepare` again."
                 raise InputError("E263", message, hint)
             frames = np.stack([self._small(reader[i]) for i in raw])
             bad = set(reader.bad_frames)

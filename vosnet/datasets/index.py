@@ -169,11 +169,11 @@ def read_index(path: str | Path, *, root: str | Path | None = None) -> VideoInde
         ]
         return VideoIndex(str(base), stored["layout"], videos, dict(stored["bad"]), bool(stored["complete"]))
     except FileNotFoundError as error:
-        raise InputError("E264", f"no index at {path}", "Make it with tools/prepare.py.") from error
+        raise InputError("E264", f"no index at {path}", "Make it with `vosnet prepare`.") from error
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        hint = "Make it again with tools/prepare.py."
+        hint = "Make it again with `vosnet prepare`."
         raise InputError("E264", f"{path} is no data set index ({error!r})", hint) from error
 
 

@@ -129,7 +129,7 @@ class _Processes:
         where = f"a data worker {failure} while reading {self._worker(step).reading()} (step {step})"
         self.close()
         if self._restarted:
-            hint = "Look at that video with tools/prepare.py --verify; training.workers=0 needs no processes."
+            hint = "Look at that video with `vosnet prepare --verify`; training.workers=0 needs no processes."
             raise VosnetError("E190", f"{where}, after one restart", hint)
         self._warn(f"{where}; starting all workers once more from the same step")
         self._restarted = True

@@ -23,7 +23,7 @@ class VideoSource(BaseModel):
         split: part of the data set; see `find_videos`.
         names: text file that lists the videos to take, relative to root.
         pattern: take only names that match, as in a shell.
-        index: index made by tools/prepare.py; without one, videos are opened once at the start.
+        index: index made by `vosnet prepare`; without one, videos are opened once at the start.
         repeat: times that each video is seen per epoch, to weigh sources of a mixture.
         count: generated clips.
         seed: of the first generated clip; the others follow.
@@ -65,7 +65,7 @@ def list_source(source: VideoSource) -> VideoIndex:
     if source.index:
         index = read_index(source.index, root=source.root or None)
         if not index.complete:
-            raise UsageError("E151", f"the index {source.index} is unfinished", "Run tools/prepare.py again.")
+            raise UsageError("E151", f"the index {source.index} is unfinished", "Run `vosnet prepare` again.")
         return _select(index, source)
     located = find_videos(
         source.layout, source.root, split=source.split, names=source.names, pattern=source.pattern

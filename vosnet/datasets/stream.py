@@ -156,7 +156,7 @@ class ClipStream:
                 "E266",
                 f"{len(self.bad)} of {self.num_videos} training videos cannot be read (limit 5 %), such as "
                 f"{name}: {reason}",
-                "Repair or remove the files; tools/prepare.py --verify lists all of them.",
+                "Repair or remove the files; `vosnet prepare --verify` lists all of them.",
             )
 
     def _sample(self, epoch: int, sample: int, watch: Callable[[str], None] | None) -> Crops:

@@ -65,7 +65,7 @@ def read_text(path: str | Path) -> RecipeText:
             content = file.read(MAX_BYTES + 1)  # never more, whatever the size on disk claims
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        hint = "`python tools/recipes.py list` shows the recipes that come with the project."
+        hint = "`vosnet recipes list` shows the recipes that come with the project."
         raise UsageError("E102", f"cannot read recipe {name}: {reason}", hint) from error
     if len(content) > MAX_BYTES:
         raise RecipeError([Problem(name, f"larger than {MAX_BYTES // 1000} kB: this is no recipe")])
