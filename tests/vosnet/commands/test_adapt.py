@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.data_roots import moving_squares, write_davis_root, write_results
+from tests.support.data_roots import (
+    moving_squares,
+    write_davis_root,
+    write_frames,
+    write_results,
+    write_youtube_vos_root,
+)
 from vosnet.commands.cli import run
 from vosnet.commands.evaluate import main as evaluate_main
 from vosnet.commands.propagate import main as propagate_main
@@ -197,3 +203,17 @@ def test_masks_that_are_missing_are_named(
     error = capsys.readouterr().err
     assert "2 masks to adapt on are missing, first 00003.png" in error
     assert "bee" in error
+
+
+def test_youtube_vos_adapts_on_the_masks_that_are_asked_for_among_all_frames(tmp_path: Path) -> None:
+    root = write_youtube_vos_root(tmp_path / "ytvos")
+    for name in ("aa11", "bb22"):
+        write_frames(root / "valid_all_frames/JPEGImages" / name, [f"{t:05d}" for t in range(26)])
+    out = tmp_path / "out"
+    code = evaluate(
+        root, "--dataset", "ytvos", "--split", "valid", "--results", root / "valid/Annotations",
+        "--adapt", "--out", out, "--adapt-set", *QUICK,
+    )  # fmt: skip
+    assert code == 0
+    assert {path.name for path in (out / "bb22").iterdir()} == {f"{t:05d}.png" for t in range(0, 26, 5)}
+    assert json.loads((out / "adaptation/aa11.json").read_text())["frames"] == 6

@@ -159,6 +159,22 @@ def test_one_broken_sequence_leaves_the_others_done_and_no_number_not_even_an_ol
     assert not (out / "evaluation.json").exists()
 
 
+def test_old_numbers_do_not_stay_beside_masks_that_a_resumed_run_could_not_complete(
+    davis: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(davis, tmp_path / "davis")
+    out = tmp_path / "out"
+    assert run(main, arguments(tmp_path / "davis", out)) == 0
+    reports = ["evaluation.json", "evaluation_worst.png", "global_results-val.csv"]
+    assert all((out / name).is_file() for name in reports)
+    (out / "bee/00003.png").unlink()
+    for frame in (tmp_path / "davis/JPEGImages/480p/bee").iterdir():
+        frame.write_bytes(b"no picture")
+    assert run(main, arguments(tmp_path / "davis", out, "--resume")) == 3
+    assert not any((out / name).exists() for name in reports)
+    assert (out / "ant/00003.png").is_file()
+
+
 def test_youtube_vos_objects_that_appear_later_are_propagated(tmp_path: Path) -> None:
     root = write_youtube_vos_root(tmp_path / "ytvos")
     write_frames(root / "valid_all_frames/JPEGImages/aa11", [f"{t:05d}" for t in range(26)])
