@@ -24,7 +24,7 @@ from vosnet.objectives import build_objective, color_reconstruction
 from vosnet.objectives.anchors import grid_index
 from vosnet.recipe import load_recipe
 from vosnet.training.journal import read_rows
-from vosnet.training.run import RunOptions, train
+from vosnet.training.train import RunOptions, train
 from vosnet.transforms import Clip, random_similarity
 
 # CPU: the setting of recipes/dul_cpu.yaml; GPU: the paper's.

@@ -10,7 +10,7 @@ import torch
 from vosnet.commands.recipes import recipe_folder
 from vosnet.recipe import load_recipe, resolved_values
 from vosnet.training.journal import read_rows
-from vosnet.training.run import RunOptions, train
+from vosnet.training.train import RunOptions, train
 
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
 TOY = [
@@ -103,7 +103,7 @@ def test_a_recipe_trains_one_step_at_toy_size(path: Path, tmp_path: Path) -> Non
         overrides += [f"phases.{i}.schedule={ {**own, 'steps': 1} }", f"phases.{i}.training.batch_size=2"]
     loaded = load_recipe(path, overrides)
     assert loaded.recipe.optimizer == original.optimizer
-    with mock.patch("vosnet.training.run.draw_curves"):
+    with mock.patch("vosnet.training.train.draw_curves"):
         result = train(loaded, RunOptions(tmp_path / "run", device="cpu", progress="quiet"))
     assert (result.step, result.completed) == (max(1, len(phases)), True)
     rows = read_rows(tmp_path / "run")

@@ -7,7 +7,7 @@ import torch
 
 from vosnet.recipe import LoadedRecipe, parse_recipe
 from vosnet.training.journal import read_rows
-from vosnet.training.run import RunOptions, RunResult, train
+from vosnet.training.train import RunOptions, RunResult, train
 
 torch.set_num_threads(1)  # two threads on two busy cores wait for each other most of the time
 
@@ -55,7 +55,7 @@ def toy_recipe(*overrides: str) -> LoadedRecipe:
 
 def train_toy(out: Path, *overrides: str, resume: str = "never", overwrite: bool = False) -> RunResult:
     options = RunOptions(out, resume=resume, overwrite=overwrite, device="cpu", progress="quiet")
-    with mock.patch("vosnet.training.run.draw_curves"):  # seconds per picture; tested by itself
+    with mock.patch("vosnet.training.train.draw_curves"):  # seconds per picture; tested by itself
         return train(toy_recipe(*overrides), options)
 
 

@@ -93,6 +93,18 @@ def test_without_the_data_set_it_says_what_is_missing_and_what_to_run_instead(
     assert list((tmp_path / "run").iterdir()) == []
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_ends_with_2_and_leaves_nothing_on_disk(
+    toy: Path, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    out = toy.parent / "run"
+    assert run(train.main, [str(toy), "--out", str(out), "--device", device]) == 2
+    error = capsys.readouterr().err
+    assert f"E162 device {device!r}" in error
+    assert "bug" not in error
+    assert not out.exists()
+
+
 def test_torchrun_trains_with_two_ranks(tmp_path: Path) -> None:
     overrides = [
         "data.sources.0.count=4", "data.sources.0.num_frames=16", "data.sources.0.size=[48, 64]",

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded = load_recipe(find_recipe(options.recipe), options.overrides)
     out = options.out or Path("runs") / Path(options.recipe).stem
 
-    from vosnet.training.run import RunOptions, train
+    from vosnet.training.train import RunOptions, train
 
     result = train(
         loaded,

@@ -1,4 +1,4 @@
-"""A picture of how the run went, drawn when matplotlib is installed."""
+"""Training curves as a picture, if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,9 @@ from vosnet.training.journal import read_rows
 
 CURVES_NAME = "curves.png"
 _NOT_DRAWN = {
-    "time",
-    "step",
-    "split",
-    "epoch",
-    "data_wait_s",
-    "samples_per_s",
-    "elapsed_s",
-    "mem_peak_bytes",
-    "skipped_steps",
-    "sequences",
-}
+    "time", "step", "split", "epoch", "data_wait_s", "samples_per_s", "elapsed_s", "mem_peak_bytes",
+    "skipped_steps", "sequences",
+}  # fmt: skip
 
 
 def draw_curves(folder: Path, say: Callable[[str], None]) -> Path | None:

@@ -1,4 +1,4 @@
-"""Whether the checkpoints of a run will fit on its disk, asked before hours are spent."""
+"""Whether the disk has room for a run's checkpoints, checked before training."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from pathlib import Path
 
 import torch
 
-from vosnet.training.checkpoint import KEPT
-from vosnet.training.trainer import Trainer
+from vosnet.training.step import OptimizerStep
+from vosnet.training.versions import KEPT
 
 _RECORDS_BYTES = 50_000_000  # metrics, logs, curves of a long run
 
 
-def checkpoint_bytes(trainer: Trainer) -> int:
-    """Size of one checkpoint: the encoder's weights, and all states from which training continues.
+def checkpoint_bytes(step: OptimizerStep) -> int:
+    """Size of one checkpoint: the encoder's weights and the training state.
 
-    The optimizer's moments are counted although they only come into being with the first step.
+    The optimizer's moments are counted although they do not exist before the first step.
     """
-    objective = _bytes(trainer.objective.state_dict().values())
-    encoder = _bytes(trainer.encoder.state_dict().values())
-    moments = 1 if isinstance(trainer.optimizer, torch.optim.SGD) else 2
-    average = 0 if trainer.average is None else encoder
-    return encoder + objective + moments * _bytes(trainer.parameters) + average
+    objective = _bytes(step.objective.state_dict().values())
+    encoder = _bytes(step.encoder.state_dict().values())
+    moments = 1 if isinstance(step.optimizer, torch.optim.SGD) else 2
+    average = 0 if step.average is None else encoder
+    return encoder + objective + moments * _bytes(step.parameters) + average
 
 
-def warn_when_low(folder: Path, trainer: Trainer, present: int, say: Callable[[str], None]) -> None:
+def warn_when_low(folder: Path, step: OptimizerStep, present: int, say: Callable[[str], None]) -> None:
     """Say so when the disk of `folder` has less room than the run's checkpoints will take.
 
-    At most the last `KEPT`, the best and the one being written exist at a time.
+    At most `KEPT` checkpoints, the best one and the one being written exist at a time.
 
     Args:
         folder: the run folder.
-        trainer: whose states will be saved.
-        present: checkpoints that lie there already.
+        step: what will be saved.
+        present: number of checkpoints already there.
         say: told the warning.
     """
-    one = checkpoint_bytes(trainer)
+    one = checkpoint_bytes(step)
     needed = one * max(1, KEPT + 2 - present) + _RECORDS_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import collections
+import hashlib
+import math
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+
+from vosnet import files
+from vosnet.errors import DivergedError
+from vosnet.training.step import StepResult
+from vosnet.transforms import Crops
 
 WINDOW = 200
 MAX_SHARE = 0.05
@@ -35,6 +42,14 @@ class DivergenceGuard:
         """Whether the run should end."""
         return self.in_a_row >= self.max_in_a_row or sum(self._recent) > MAX_SHARE * WINDOW
 
+    def error(self, step: int) -> DivergedError:
+        """What to raise once `diverged`."""
+        what = "steps in a row" if self.in_a_row >= self.max_in_a_row else "of the last 200 steps"
+        many = self.in_a_row if self.in_a_row >= self.max_in_a_row else "more than 5 %"
+        message = f"training diverged at step {step}: {many} {what} had a loss or gradient that is not finite"
+        hint = "Look at diverged/report.json; lower optimizer.lr, or set training.precision=float32."
+        return DivergedError("E701", message, hint)
+
     def state(self) -> dict[str, object]:
         """Plain values for a checkpoint."""
         return {"in_a_row": self.in_a_row, "total": self.total, "recent": list(self._recent)}
@@ -46,27 +61,22 @@ class DivergenceGuard:
         self._recent.extend(state["recent"])  # type: ignore[arg-type]
 
 
-class BufferSnapshot:
-    """Copies of a module's buffers, so that a skipped step leaves no NaN in running statistics."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._buffers = [buffer for buffer in module.buffers() if buffer.numel()]
-        self._copies = [torch.empty_like(buffer) for buffer in self._buffers]
-
-    @torch.no_grad()
-    def take(self) -> None:
-        """Remember the buffers as they are now."""
-        for copy, buffer in zip(self._copies, self._buffers, strict=True):
-            copy.copy_(buffer)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the remembered values back."""
-        for copy, buffer in zip(self._copies, self._buffers, strict=True):
-            buffer.copy_(copy)
+def collapsed(step: int, reason: str) -> DivergedError:
+    """What to raise when an objective says that training has collapsed."""
+    hint = "The last checkpoint is from before; lower optimizer.lr or change the objective's section."
+    return DivergedError("E702", f"training collapsed at step {step}: {reason}", hint)
 
 
-def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """L2 norm over all gradients, a scalar tensor; NaN or infinite when any gradient is."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+def write_report(path: Path, step: int, crops: Crops, result: StepResult, skipped: int) -> None:
+    """Write what is needed to find out why training diverged: the last step's values and videos."""
+    report = {
+        "step": step,
+        "loss": str(result.loss),
+        "grad_norm": str(result.grad_norm),
+        "terms": {k: v if math.isfinite(v) else str(v) for k, v in result.terms.items()},
+        "videos": list(crops.names),
+        "sample_ids": crops.ids.tolist(),
+        "skipped_steps": skipped,
+        "random_state_sha256": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
+    }
+    files.write_json(path, report)

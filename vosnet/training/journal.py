@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vosnet import files
 
 METRICS_NAME, LOG_NAME = "metrics.jsonl", "log.txt"
+T = TypeVar("T")
 
 
 class Journal:
@@ -57,6 +60,66 @@ class Journal:
         self._log.close()
         if self._board is not None:
             self._board.close()
+
+
+@dataclasses.dataclass
+class Meter:
+    """What was measured since the journal's last row.
+
+    Args:
+        clips: clips of one step over all ranks.
+        images: their frames.
+        step: optimizer steps of the run at the last row.
+        seconds: training time of the run at the last row.
+    """
+
+    clips: int
+    images: int
+    step: int
+    seconds: float
+    waited_s: float = 0.0  # for data, since the phase began
+    waited_before_s: float = 0.0  # until the last row
+    taken: int = 0  # steps since the last row that were not skipped
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add the values of a step that was taken."""
+        self.taken += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def waited_for(self, batches: Iterator[T]) -> T:
+        """The next of `batches`; the time until it is there counts as waiting."""
+        began = time.monotonic()
+        batch = next(batches)
+        self.waited_s += time.monotonic() - began
+        return batch
+
+    def row(self, step: int, seconds: float) -> dict[str, float]:
+        """Means of the values, speed and waiting time since the last row; starts anew."""
+        passed, wait = max(seconds - self.seconds, 1e-9), self.waited_s - self.waited_before_s
+        means = {name: total / self.taken for name, total in self.sums.items()}
+        speed = (step - self.step) / passed
+        self.step, self.seconds, self.waited_before_s = step, seconds, self.waited_s
+        self.taken, self.sums = 0, {}
+        return {
+            "loss": means.pop("loss", math.nan),
+            **means,
+            "samples_per_s": speed * self.clips,
+            "images_per_s": speed * self.images,
+            "data_wait_s": wait,
+            "data_wait_share": wait / passed,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {"waited_s": self.waited_s, "window": {"steps": self.taken, "sums": self.sums}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state; speed is measured from now on."""
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.waited_s = self.waited_before_s = state["waited_s"]
+        self.taken, self.sums = state["window"]["steps"], dict(state["window"]["sums"])
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

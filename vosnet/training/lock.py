@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,8 +22,8 @@ class RunLock:
     """The lock of a run folder while it is held.
 
     Uses `flock` where the file system has it. Elsewhere (some network file systems, Windows) a file created
-    with O_EXCL stands for the lock; it names host and process and is refreshed by `beat`, so that a dead
-    holder is recognized: by its process on the same host, by a heartbeat ten intervals old on another.
+    with O_EXCL is the lock; it names host and process, and `beat` refreshes it. A holder is dead if its
+    process is gone (same host) or its heartbeat is ten intervals old (another host).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,17 +94,6 @@ class RunLock:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(json.dumps(_me()))
         self._exclusive = path
-
-
-@contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[RunLock]:
-    """Hold the lock of `folder` for the block; see `RunLock`."""
-    lock = RunLock(folder)
-    lock.acquire()
-    try:
-        yield lock
-    finally:
-        lock.release()
 
 
 def _flock(file: IO[str]) -> bool:

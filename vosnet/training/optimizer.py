@@ -39,17 +39,16 @@ def parameter_groups(module: nn.Module, settings: OptimizerSection) -> list[dict
                 norms.append(parameter)
             else:
                 weights.append(parameter)
-    decay = settings.weight_decay
     groups = [
-        {"params": weights, "weight_decay": decay, "lr_factor": 1.0},
-        {"params": norms, "weight_decay": decay if settings.decay_norm else 0.0, "lr_factor": 1.0},
-        {
-            "params": biases,
-            "weight_decay": decay if settings.decay_bias else 0.0,
-            "lr_factor": settings.bias_lr_factor,
-        },
+        (weights, True, 1.0),
+        (norms, settings.decay_norm, 1.0),
+        (biases, settings.decay_bias, settings.bias_lr_factor),
     ]
-    return [group for group in groups if group["params"]]
+    return [
+        {"params": params, "weight_decay": settings.weight_decay if decays else 0.0, "lr_factor": factor}
+        for params, decays, factor in groups
+        if params
+    ]
 
 
 def build_optimizer(module: nn.Module, settings: OptimizerSection) -> torch.optim.Optimizer:
@@ -58,12 +57,14 @@ def build_optimizer(module: nn.Module, settings: OptimizerSection) -> torch.opti
     `adam` couples weight decay with the gradient as DUL does; `adamw` decouples it.
     """
     groups = parameter_groups(module, settings)
-    for group in groups:
-        group["lr"] = settings.lr * group["lr_factor"]
+    optimizer: torch.optim.Optimizer
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
-    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=settings.lr, betas=settings.betas, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
+    else:
+        kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+        optimizer = kind(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    set_learning_rate(optimizer, settings.lr)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ from vosnet.recipe import (
     resolved_text,
     resolved_values,
 )
-from vosnet.training.lock import LOCK_NAME
+from vosnet.training.lock import LOCK_NAME, RunLock
 
 RESOLVED_NAME, SOURCE_NAME, ENV_NAME = "recipe.resolved.yaml", "recipe.yaml", "env.json"
 _FILES = (RESOLVED_NAME, SOURCE_NAME, ENV_NAME, "log.txt", "metrics.jsonl", "curves.png", "bad_files.txt")
@@ -28,33 +30,45 @@ _FOLDERS = ("checkpoints", "tb", "eval", "diverged", "refreshed")
 
 # What may differ between a run and its continuation: nothing here changes what a step computes.
 MAY_CHANGE = (
-    "title",
-    "preset",
-    "schedule.epochs",
-    "schedule.steps",
-    "schedule.minutes",
-    "training.workers",
-    "training.prefetch",
-    "training.save_minutes",
-    "training.log_steps",
-    "validation",
-)
+    "title", "preset", "schedule.epochs", "schedule.steps", "schedule.minutes", "training.workers",
+    "training.prefetch", "training.save_minutes", "training.log_steps", "validation",
+)  # fmt: skip
 
 
-def claim_folder(folder: Path, resume: str, *, overwrite: bool) -> Literal["new", "resume"]:
-    """Decide whether `folder` is started in or continued, and make it.
+@contextlib.contextmanager
+def claimed_folder(
+    folder: Path, resume: str, *, overwrite: bool
+) -> Iterator[tuple[RunLock, Literal["new", "resume"]]]:
+    """Hold the lock of a run folder, and say whether a run is started or resumed there.
+
+    A run that fails before it has written its recipe, e.g. because data is missing, leaves nothing behind.
 
     Args:
-        folder: the run folder.
-        resume: "auto" continues a run found there; "never" refuses; a path starts a new run from that
+        folder: the run folder; made when it is not there.
+        resume: "auto" resumes a run found there; "never" refuses; a path starts a new run from that
             checkpoint.
         overwrite: remove the files of an earlier run (only files that training writes) and start anew.
 
     Raises:
-        UsageError: something is there and neither resume nor overwrite says what to do with it.
+        LockedError: another process trains there (E801).
+        UsageError: something is there and neither resume nor overwrite says what to do with it (E103).
         StorageError: the folder cannot be made.
     """
+    existed = folder.exists()
     files.make_folder(folder)
+    lock = RunLock(folder)
+    lock.acquire()
+    try:
+        yield lock, _claim(folder, resume, overwrite=overwrite)
+    except BaseException:
+        if not (folder / RESOLVED_NAME).exists():
+            lock.withdraw(keep_folder=existed)
+        raise
+    finally:
+        lock.release()
+
+
+def _claim(folder: Path, resume: str, *, overwrite: bool) -> Literal["new", "resume"]:
     files.remove_stale_temporaries(folder)
     left = sorted(path.name for path in folder.iterdir() if not path.name.startswith(LOCK_NAME))
     is_run = (folder / RESOLVED_NAME).is_file()
@@ -110,6 +124,12 @@ def check_continuation(folder: Path, recipe: Recipe) -> None:
 def _may_change(key: str) -> bool:
     plain = re.sub(r"^phases\.\d+\.", "", key)
     return any(plain == free or plain.startswith(free + ".") for free in MAY_CHANGE)
+
+
+def list_bad_videos(path: Path, bad: Mapping[str, str]) -> None:
+    """Write the videos that cannot be read, a line each with the reason."""
+    lines = [f"{name}\t{' '.join(reason.split())}\n" for name, reason in sorted(bad.items())]
+    files.write_bytes(path, "".join(lines).encode())
 
 
 def describe_environment(argv: list[str], device: str, ranks: int) -> dict[str, Any]:

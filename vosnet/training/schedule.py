@@ -1,4 +1,4 @@
-"""How far a run is, and the learning rate that belongs there."""
+"""Length of a run or phase, and the learning rate at each step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from vosnet.recipe.schema import ScheduleSection
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Length and learning rate of a run or a phase of it; a pure function of steps done and seconds spent.
+    """Length and learning rate of a run or one of its phases, as pure functions of steps and seconds.
 
     Args:
         settings: the recipe's section.
         steps_per_epoch: optimizer steps in one pass over the videos.
-        start_step: steps of the run before this schedule begins, when an earlier phase came first.
-        start_s: seconds of the run before it begins.
+        start_step: step of the run at which this schedule begins; not 0 after an earlier phase.
+        start_s: training time of the run at which it begins.
     """
 
     settings: ScheduleSection
@@ -26,7 +26,7 @@ class Schedule:
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the schedule; None when it is limited by time."""
+        """Steps of the schedule; None if time limits it."""
         if self.settings.steps is not None:
             return self.settings.steps
         if self.settings.epochs is not None:
@@ -35,7 +35,7 @@ class Schedule:
 
     @property
     def limit_s(self) -> float:
-        """Training time of the run at which the schedule ends; infinite when it is limited by steps."""
+        """Training time of the run at which the schedule ends; infinite if steps limit it."""
         if self.total_steps is not None:
             return math.inf
         assert self.settings.minutes is not None
@@ -46,7 +46,7 @@ class Schedule:
         return (step - self.start_step) // self.steps_per_epoch
 
     def fraction(self, step: int, seconds: float) -> float:
-        """Share of the schedule that lies behind, in [0, 1].
+        """Completed share of the schedule, in [0, 1].
 
         Args:
             step: optimizer steps of the run done.

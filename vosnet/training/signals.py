@@ -29,8 +29,8 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn the first SIGINT, SIGTERM or SIGUSR1 in the block into a request; the previous handlers come back.
 
-    After the first signal the earlier handlers are in place again, so a second one acts at once. Outside the
-    main thread signals are the caller's business and the request never becomes true.
+    After the first signal the previous handlers are back, so a second one acts at once. Outside the main
+    thread no signal is handled and the request never becomes true.
     """
     request = StopRequest()
     previous: dict[signal.Signals, object] = {}

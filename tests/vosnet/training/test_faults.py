@@ -1,6 +1,7 @@
 """Numbers that are not finite, memory that runs out, videos that cannot be read, checkpoints that lie."""
 
 import ast
+import dataclasses
 import errno
 import json
 import os
@@ -13,35 +14,34 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from tests.support.toy_training import losses, train_toy
 from vosnet import files
 from vosnet.errors import DivergedError, InputError, OutOfMemoryError, StorageError
 from vosnet.models import load_model
+from vosnet.objectives import DenseCorrespondence, ObjectiveOutput
 from vosnet.training import disk_space
 from vosnet.training.checkpoint import CheckpointFolder, load_checkpoint
 from vosnet.training.guard import DivergenceGuard
 from vosnet.training.journal import read_rows
-from vosnet.training.trainer import Trainer
+from vosnet.transforms import Clip
 
 ROOT = Path(__file__).resolve().parents[3]
-Backward = Callable[[Trainer, Any, float], tuple[Tensor, dict[str, Tensor]]]
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int], bool]) -> None:
     """Make loss, gradient and batch statistics of chosen steps (counted from 1) NaN."""
-    original: Backward = Trainer._backward
+    original = DenseCorrespondence.forward
     calls = 0
 
-    def backward(trainer: Trainer, clip: Any, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(objective: DenseCorrespondence, clip: Clip) -> ObjectiveOutput:
         nonlocal calls
         calls += 1
         if is_bad(calls):
-            clip = type(clip)(**{**vars(clip), "frames": clip.frames * float("nan")})
-        return original(trainer, clip, scale)
+            clip = dataclasses.replace(clip, frames=clip.frames * float("nan"))
+        return original(objective, clip)
 
-    monkeypatch.setattr(Trainer, "_backward", backward)
+    monkeypatch.setattr(DenseCorrespondence, "forward", forward)
 
 
 def test_f32_a_step_that_is_not_finite_is_skipped_and_leaves_nothing_behind(
@@ -87,7 +87,7 @@ def test_f33_out_of_memory_names_the_peak_and_three_ways_out(
     def fails(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(Trainer, "_backward", fails)
+    monkeypatch.setattr(DenseCorrespondence, "forward", fails)
     with pytest.raises(OutOfMemoryError) as caught:
         train_toy(tmp_path / "run")
     text = str(caught.value)
@@ -205,7 +205,7 @@ def test_only_the_last_two_checkpoints_and_the_best_are_kept(tmp_path: Path) -> 
         write_checkpoint(tmp_path, step)
         if step == 2:
             checkpoints.mark_best(2, {"J&F": 0.5})
-    assert [path.name[-1] for path in checkpoints.steps()] == ["2", "4", "5"]
+    assert [path.name[-1] for path in checkpoints.versions.complete()] == ["2", "4", "5"]
     assert checkpoints.best_score() == 0.5
     assert (tmp_path / "best").resolve().name == "step_00000002"
     assert (tmp_path / "last").resolve().name == "step_00000005"

@@ -6,10 +6,10 @@ from unittest import mock
 import pytest
 import torch
 
+from tests.support.probe import stop_after
 from vosnet.recipe import LoadedRecipe, RecipeError, load_recipe, parse_recipe
 from vosnet.training.journal import read_rows
-from vosnet.training.loop import Loop
-from vosnet.training.run import RunOptions, RunResult, train
+from vosnet.training.train import RunOptions, RunResult, train
 
 torch.set_num_threads(1)
 
@@ -47,18 +47,11 @@ def recipe(*overrides: str) -> LoadedRecipe:
     return parse_recipe(RECIPE, overrides, "phases.yaml")
 
 
-def run(out: Path, *overrides: str, stop_after: int = 0, resume: str = "never") -> RunResult:
-    import signal
-
-    original = Loop._after_step
-
-    def stopping(loop: Loop, progress: object) -> None:
-        original(loop, progress)  # type: ignore[arg-type]
-        if loop.step == stop_after - 1:
-            signal.raise_signal(signal.SIGTERM)
-
+def run(out: Path, *overrides: str, stop: int = 0, resume: str = "never") -> RunResult:
     options = RunOptions(out, resume=resume, device="cpu", progress="quiet")
-    with mock.patch("vosnet.training.run.draw_curves"), mock.patch.object(Loop, "_after_step", stopping):
+    with mock.patch("vosnet.training.train.draw_curves"), pytest.MonkeyPatch.context() as patch:
+        if stop:
+            stop_after(patch, stop)
         return train(recipe(*overrides), options)
 
 
@@ -84,12 +77,12 @@ def test_rows_name_the_phase_and_each_has_its_own_schedule(whole: Path) -> None:
     assert rates[3:] == [pytest.approx(0.5e-4), pytest.approx(1e-4)]  # warm-up begins again
 
 
-@pytest.mark.parametrize("stop_after", [2, 3, 4], ids=["first phase", "between", "second phase"])
+@pytest.mark.parametrize("stop", [2, 3, 4], ids=["first phase", "between", "second phase"])
 def test_a_run_resumed_in_either_phase_equals_the_uninterrupted_one_bit_for_bit(
-    whole: Path, tmp_path: Path, stop_after: int
+    whole: Path, tmp_path: Path, stop: int
 ) -> None:
     out = tmp_path / "run"
-    assert not run(out, stop_after=stop_after).completed
+    assert not run(out, stop=stop).completed
     assert run(out, resume="auto").completed
     assert [row["loss"] for row in read_rows(out)] == [row["loss"] for row in read_rows(whole)]
     ours, expected = state(out), state(whole)
@@ -130,7 +123,7 @@ def test_a_phases_mistakes_are_found_before_training_with_their_lines() -> None:
 def test_phases_are_in_the_resolved_recipe_and_their_length_may_change(whole: Path, tmp_path: Path) -> None:
     assert load_recipe(whole / "recipe.resolved.yaml").phases == recipe().phases
     out = tmp_path / "run"
-    run(out, stop_after=4)
+    run(out, stop=4)
     assert run(out, "phases.1.schedule.steps=3", resume="auto").step == 6
 
 

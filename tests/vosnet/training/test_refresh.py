@@ -135,6 +135,13 @@ def test_files_of_another_checkpoint_or_data_set_are_refused_and_missing_ones_ma
         manifest.write_text(json.dumps(made | {key: "f" * 64}))
         with pytest.raises(InputError, match=rf"E181 .*step_00000000 was made from {what} \(f{{12}}, "):
             train_toy(out, *options, resume="auto")
+    manifest.write_text(json.dumps(made))
+    file = manifest.parent / min(made["files"])
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"x")
+    with pytest.raises(InputError, match=rf"E181 .*{file.name} is damaged"):
+        train_toy(out, *options, resume="auto")
+    file.write_bytes(content)
     manifest.write_text("{")
     with pytest.raises(InputError, match=r"E181 .* is no manifest"):
         train_toy(out, *options, resume="auto")
@@ -145,7 +152,7 @@ def test_files_of_another_checkpoint_or_data_set_are_refused_and_missing_ones_ma
 
 
 def test_training_that_came_to_nothing_is_stopped_with_the_value(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"E702 .*came to nothing at step 0: size is \d"):
+    with pytest.raises(DivergedError, match=r"E702 .*training collapsed at step 0: size is \d"):
         train_toy(tmp_path / "run", *TOY, "objective.limit=1e9")
 
 

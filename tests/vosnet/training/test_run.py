@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.probe import stop_after
 from tests.support.toy_training import losses, toy_recipe, train_toy
 from vosnet.errors import InputError, StorageError, UsageError
 from vosnet.models import load_model
@@ -102,19 +103,8 @@ def test_f31_a_continued_run_equals_the_uninterrupted_one_bit_for_bit(
 
 
 def _train_and_stop(out: Path, after: int, *options: str) -> None:
-    import signal
-
-    from vosnet.training.loop import Loop
-
-    original = Loop._after_step
-
-    def stop_after(loop: Loop, progress: object) -> None:
-        original(loop, progress)  # type: ignore[arg-type]
-        if loop.step == after - 1:
-            signal.raise_signal(signal.SIGTERM)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "_after_step", stop_after)
+        stop_after(patch, after)
         result = train_toy(out, *options)
     assert (result.step, result.completed, result.exit_code) == (after, False, 143)
 
