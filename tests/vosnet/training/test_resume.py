@@ -52,13 +52,14 @@ def test_a_row_holds_the_steps_before_and_after_the_stop(
 def test_time_and_waiting_of_a_row_are_those_of_its_own_session(
     probe: type[Probe], clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe.before.append(clock.wait(2.0))
+    """Two steps of 2 s, then two of 4 s: a speed over both sessions would be another one."""
+    probe.before.append(lambda call: clock.wait(2.0 if call <= 2 else 4.0)(call))
     options = [*PROBE, "training.log_steps=2", "training.batch_size=2"]
     stopped_and_continued(tmp_path / "run", monkeypatch, 2, *options)
     rows = read_rows(tmp_path / "run")
-    assert [row["elapsed_s"] for row in rows] == [4.0, 8.0]
-    assert [row["samples_per_s"] for row in rows] == [1.0, 1.0]
-    assert [row["images_per_s"] for row in rows] == [2.0, 2.0]
+    assert [row["elapsed_s"] for row in rows] == [4.0, 12.0]
+    assert [row["samples_per_s"] for row in rows] == [1.0, 0.5]
+    assert [row["images_per_s"] for row in rows] == [2.0, 1.0]
     assert [row["data_wait_s"] for row in rows] == [0.0, 0.0]
 
 
@@ -109,9 +110,10 @@ def test_validation_goes_on_in_its_rhythm(
     probe: type[Probe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validated: list[str]
 ) -> None:
     out = tmp_path / "run"
-    stopped_and_continued(out, monkeypatch, 3, *validated, "schedule={steps: 5}")
+    options = [*validated, "validation.every_steps=4", "schedule={steps: 7}"]
+    stopped_and_continued(out, monkeypatch, 5, *options)
     rows = [row["step"] for row in read_rows(out) if row["split"] == "val"]
-    assert rows == [2, 4, 5]  # every second step and the end; neither at the stop nor right after it
+    assert rows == [4, 7]  # every fourth step and the end; neither at the stop nor right after it
 
 
 def test_refreshed_files_and_what_they_took_are_remembered(
