@@ -148,8 +148,7 @@ class MemoryBank:
         features, values = self._references[start]
         self._in_front = None  # until all of it is there
         self._features[0].copy_(features)
-        self._values[0].zero_()
-        self._values[0, : values.shape[0]].copy_(values)
+        self._values[0, : values.shape[0]].copy_(values)  # no context reads channels that joined after it
         self._in_front = start
 
 

@@ -18,14 +18,14 @@ class Pass:
     Attributes:
         start: index of its first frame, which is annotated.
         step: 1 or -1.
-        annotated: frames whose masks are used.
-        silent: frames that are processed but not answered, because another pass did.
+        last_mask: index of the last annotated frame on the way.
+        silent_start: the first frame is processed but not answered, because another pass did.
     """
 
     start: int
     step: int
-    annotated: frozenset[int]
-    silent: frozenset[int] = frozenset()
+    last_mask: int
+    silent_start: bool = False
 
     def frames(self, frames: Any, done: int) -> Iterator[tuple[int, np.ndarray]]:
         """(index, frame) of the frames behind position `done`.
@@ -44,8 +44,8 @@ class Pass:
                 if place >= first:
                     index = place
                     yield index, np.asarray(frame)
-        if self.step == 1 and max(self.annotated) > index:
-            raise _mask_beyond(max(self.annotated), index + 1 if index >= self.start else None)
+        if self.step == 1 and self.last_mask > index:
+            raise _mask_beyond(self.last_mask, index + 1 if index >= self.start else None)
 
 
 def plan_passes(frames: Iterable[np.ndarray], masks: Mapping[int, np.ndarray], direction: str) -> list[Pass]:
@@ -59,8 +59,7 @@ def plan_passes(frames: Iterable[np.ndarray], masks: Mapping[int, np.ndarray], d
         raise UsageError("E165", f"direction must be forward, backward or both, got {direction!r}")
     if not masks:
         raise UsageError("E165", "no mask is given", "Give at least one, such as masks={0: mask}.")
-    annotated = frozenset(int(index) for index in masks)
-    first, last = min(annotated), max(annotated)
+    first, last = int(min(masks)), int(max(masks))
     if first < 0:
         raise InputError("E284", f"mask for frame {first}: frames are counted from 0")
     if isinstance(frames, Sized) and last >= len(frames):
@@ -70,9 +69,9 @@ def plan_passes(frames: Iterable[np.ndarray], masks: Mapping[int, np.ndarray], d
         message = f"direction {direction!r} reads frames out of order, but {name} only streams"
         raise UsageError("E165", message, "Give a list, an array [T, H, W, 3] or a VideoReader.")
     passes = {
-        "forward": [Pass(first, 1, annotated)],
-        "backward": [Pass(last, -1, annotated)],
-        "both": [Pass(first, 1, annotated), Pass(first, -1, frozenset({first}), frozenset({first}))],
+        "forward": [Pass(first, 1, last)],
+        "backward": [Pass(last, -1, first)],
+        "both": [Pass(first, 1, last), Pass(first, -1, first, silent_start=True)],
     }
     return passes[direction]
 

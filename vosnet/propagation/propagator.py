@@ -272,9 +272,9 @@ class Propagator:
                 tracker.load_state_dict(saved.state)
                 position = saved.position
             for index, frame in part.frames(frames, position):
-                mask = masks.get(index) if index in part.annotated else None
+                mask = masks.get(index)
                 probs = tracker.step(frame, mask)
-                if index not in part.silent:
+                if index != part.start or not part.silent_start:
                     decided = tracker.decide(probs)
                     if keep_annotations and mask is not None:
                         decided = with_annotation(decided, mask)

@@ -194,27 +194,22 @@ _CRW = Protocol(
 # offsets (in the authors' code with those of the last one).
 # Sampled at the top left pixel of a cell but answered half a cell further, hard masks creep down and to the
 # right a little with every frame, here as there; mask_down=nearest does not.
-_MAST = Protocol(
+_MAST = dataclasses.replace(
+    _CRW,
     layer="layer4",
     shape="square",
-    radius=12,
     strict=False,
     first_frame="local",
     context="mast",
     num_recent=0,
     references=5,
     far_after=15,
-    max_dilation=4,
     readout="window",
     k=None,
     normalize=False,
     temperature=SQRT_DIM,
     outside="zero",
     mask_down="slice",
-    down_align_corners=False,
-    mask_up="bilinear",
-    up_align_corners=False,
-    min_max=False,
     memory_values="hard",
 )
 
