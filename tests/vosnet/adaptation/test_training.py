@@ -178,7 +178,7 @@ def test_the_report_holds_means_of_the_first_and_last_ten_losses() -> None:
 
 def test_an_annotated_frame_teaches_the_given_pixels_not_the_propagated_ones() -> None:
     wrong = {0: np.zeros_like(MASK), 1: MASK}
-    settings = make_settings(**{**PLAIN, "iterations": 1})
+    settings = make_settings(**{**PLAIN, "iterations": 1, "given_share": 1.0})
     first: list[float] = []
     for masks in (wrong, {0: MASK, 1: MASK}):
         adapt(
