@@ -84,6 +84,16 @@ def test_scattered_skipped_steps_before_the_stop_count_too(
     assert read_rows(tmp_path / "run")[-1]["skipped_steps"] == 10  # the row of step 20
 
 
+def test_a_finished_run_that_is_resumed_leaves_its_checkpoint_as_it_is(
+    probe: type[Probe], tmp_path: Path
+) -> None:
+    train_toy(tmp_path / "run", *PROBE)
+    state = tmp_path / "run/checkpoints/last/state.pt"
+    before = state.stat()
+    assert train_toy(tmp_path / "run", *PROBE, resume="auto").completed
+    assert (state.stat().st_ino, state.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 @pytest.fixture
 def validated(tmp_path: Path) -> list[str]:
     write_davis(tmp_path / "davis", {"a": make_clip(0, num_frames=3, size=(48, 64), num_objects=1)})
