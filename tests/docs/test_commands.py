@@ -57,8 +57,8 @@ SMALL_RUN = [
 ]
 # Folders that the pages name outside the current one.
 MOVED = {"/data/": "data/"}
-# Only looked at: the file, extra, target or module named must exist.
-LOOKED_AT = "pip install, python -m venv, make, python -m MODULE, torchrun's own options"
+# pip install, python -m venv, make, python -m MODULE and torchrun's own options are only looked at: the file,
+# extra, target or module named must exist.
 
 
 def once() -> list[Any]:

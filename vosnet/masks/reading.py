@@ -172,7 +172,7 @@ def _understand(image: Image.Image, name: str, known: Mapping[RGB, int], *, loss
     if mode == "P":
         return _from_palette(image, name, known)
     if mode == "L":
-        return _from_grey(np.asarray(image), name, lossy=lossy)
+        return _from_gray(np.asarray(image), name, lossy=lossy)
     if mode in {"I", "I;16", "I;16B", "I;16L"}:
         return _from_16_bit(np.asarray(image), name)
     if mode in {"LA", "La", "PA", "RGBA", "RGBa"} or (mode == "RGB" and "transparency" in image.info):
@@ -195,7 +195,7 @@ def _from_palette(image: Image.Image, name: str, known: Mapping[RGB, int]) -> Ma
     return MaskFile(name, indices, "palette", (*notes, *_void_note(indices)))
 
 
-def _from_grey(values: npt.NDArray[np.uint8], name: str, *, lossy: bool) -> MaskFile:
+def _from_gray(values: npt.NDArray[np.uint8], name: str, *, lossy: bool) -> MaskFile:
     if not ((values != 0) & (values != 255)).any():
         return MaskFile(name, (values == 255).astype(np.uint8), "binary")
     if lossy or _is_soft(values, 255):
@@ -233,9 +233,9 @@ def _from_color(image: Image.Image, name: str, known: Mapping[RGB, int], *, loss
         if soft:
             notes.append(f"soft edges: {soft} semi-transparent pixels cut at one half")
         rgb[alpha < 128] = 0
-    grey = rgb[..., 0]
-    if (grey == rgb[..., 1]).all() and (grey == rgb[..., 2]).all() and not _is_davis_grey(grey):
-        mask = _from_grey(np.ascontiguousarray(grey), name, lossy=lossy)
+    gray = rgb[..., 0]
+    if (gray == rgb[..., 1]).all() and (gray == rgb[..., 2]).all() and not _is_davis_gray(gray):
+        mask = _from_gray(np.ascontiguousarray(gray), name, lossy=lossy)
         kind = f"{kind} ({mask.kind})"
         return MaskFile(name, mask.ids, kind, (*notes, *mask.warnings))
     colored = ids_from_colors(rgb, path=name, known=known, lossy=lossy)
@@ -244,9 +244,9 @@ def _from_color(image: Image.Image, name: str, known: Mapping[RGB, int], *, loss
     return MaskFile(name, colored.ids, kind, tuple(notes), colored.colors)
 
 
-def _is_davis_grey(grey: npt.NDArray[np.uint8]) -> bool:
+def _is_davis_gray(gray: npt.NDArray[np.uint8]) -> bool:
     """All values are grays of the DAVIS palette: (128, 128, 128) is object 7, not object 128."""
-    return set(np.unique(grey).tolist()) <= {
+    return set(np.unique(gray).tolist()) <= {
         red for red, green, blue in palette_colors() if red == green == blue
     }
 

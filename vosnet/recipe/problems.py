@@ -11,7 +11,6 @@ from vosnet.errors import UsageError
 # Words that other code bases use for our keys.
 ALIASES = {
     "learning_rate": "lr",
-    "likeness": "loss",
     "base_lr": "lr",
     "lr_scheduler": "schedule",
     "scheduler": "schedule",

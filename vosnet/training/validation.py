@@ -1,4 +1,4 @@
-"""J&F on labelled sequences while training, measured on the weights just saved."""
+"""J&F on labeled sequences while training, measured on the weights just saved."""
 
 from __future__ import annotations
 

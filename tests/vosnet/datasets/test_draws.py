@@ -268,15 +268,15 @@ def test_the_boxes_of_a_still_lie_where_the_frames_look(ramp: Path, motion: str)
 
 
 def test_a_homography_moves_smoothly_and_by_the_asked_strength(ramp: Path) -> None:
-    def travelled(strength: float) -> Tensor:
+    def traveled(strength: float) -> Tensor:
         stream = still_stream(ramp, still_motion="homography", still_jitter=strength)
         return torch.stack([seen(stream.batch(step).frames[0]).diff(dim=0) for step in range(6)])
 
-    steps = travelled(0.2)
+    steps = traveled(0.2)
     jumps = steps.diff(dim=1).abs()
     assert jumps.max() < 0.7 * steps.abs().max()  # a parabola: the speed changes little from frame to frame
-    assert travelled(0.0).abs().max() < 0.2
-    assert travelled(0.05).abs().mean() < 0.5 * steps.abs().mean()
+    assert traveled(0.0).abs().max() < 0.2
+    assert traveled(0.05).abs().mean() < 0.5 * steps.abs().mean()
 
 
 def test_without_random_crop_a_moving_still_stays_around_the_middle(ramp: Path) -> None:

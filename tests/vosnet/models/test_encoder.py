@@ -1,4 +1,4 @@
-"""The ResNet encoders: names, strides, initialisation, compilation, and encoders of other people."""
+"""The ResNet encoders: names, strides, initialization, compilation, and encoders of other people."""
 
 import pytest
 import torch

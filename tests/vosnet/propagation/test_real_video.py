@@ -1,4 +1,4 @@
-"""A trained encoder on real frames: the beginning of one labelled sequence."""
+"""A trained encoder on real frames: the beginning of one labeled sequence."""
 
 import os
 from pathlib import Path

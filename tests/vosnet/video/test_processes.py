@@ -147,8 +147,8 @@ def test_f13_streaming_needs_no_more_memory_for_a_longer_clip(tmp_path: Path) ->
     assert peaks[1] <= 1.2 * peaks[0]
 
 
-def serve_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, behaviour: str) -> None:
-    """Let workers run a reader that does `behaviour` when frame 7 is asked for."""
+def serve_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, behavior: str) -> None:
+    """Let workers run a reader that does `behavior` when frame 7 is asked for."""
     script = tmp_path / "worker.py"
     script.write_text(
         "import os, sys, time\n"
@@ -157,7 +157,7 @@ def serve_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, behaviour: str) 
         "class Fake(VideoReader):\n"
         "    def __getitem__(self, index):\n"
         "        if index == 7:\n"
-        f"            {behaviour}\n"
+        f"            {behavior}\n"
         "        return super().__getitem__(index)\n"
         "serve(lambda: Fake(sys.argv[1]), sys.stdin.buffer, take_standard_output())\n"
     )
@@ -187,7 +187,7 @@ def test_f14_a_worker_process_gives_the_same_frames(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "told"),
+    ("behavior", "told"),
     [
         pytest.param("os.abort()", r"crashed \(signal 6\)", id="abort"),
         pytest.param("os.kill(os.getpid(), 11)", r"crashed \(signal 11\)", id="segfault"),
@@ -196,9 +196,9 @@ def test_f14_a_worker_process_gives_the_same_frames(path: Path) -> None:
     ],
 )
 def test_f14_a_crash_or_hang_fails_the_clip_and_not_the_program(
-    behaviour: str, told: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    behavior: str, told: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve_with(monkeypatch, tmp_path, behaviour)
+    serve_with(monkeypatch, tmp_path, behavior)
     start = time.monotonic()
     seen, message = read_until_it_fails(path, timeout_s=1)
     assert seen == list(range(7))
