@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = replace(options, json=None)
     say = printer(to_stderr=to_stdout)
     if options.compare:
-        document = vars(compare(options, say))
+        comparison = compare(options, say)
+        document = vars(comparison) if comparison else None
     elif options.submission:
         submit(options, say)
     else:

@@ -83,24 +83,30 @@ def submit(options: EvaluateOptions, say: Say = lambda text: None) -> int | None
     return count
 
 
-def compare(options: EvaluateOptions, say: Say = lambda text: None) -> Comparison:
+def compare(options: EvaluateOptions, say: Say = lambda text: None) -> Comparison | None:
     """Compare two results object by object, and write the comparison where `options.json` says.
+
+    Returns:
+        The comparison; None on every rank of torchrun but the first.
 
     Raises:
         InputError: a result cannot be scored or read, or the two hold different objects.
     """
     assert options.compare is not None
-    sides = []
-    for side in options.compare:
-        if side.is_file():
-            sides.append(read_json(side))
-        else:
-            benchmark = _open(options)
-            sides.append(summarize_benchmark(benchmark, _score(options, benchmark, side)).objects)
-    comparison = compare_scores(*sides)
-    say(comparison_text(comparison, *map(str, options.compare)))
-    if options.json:
-        write_json(options.json, vars(comparison))
+    with joined_ranks("gloo", _PATIENCE_S) as ranks:
+        if not ranks.is_main:
+            return None
+        sides = []
+        for side in options.compare:
+            if side.is_file():
+                sides.append(read_json(side))
+            else:
+                benchmark = _open(options)
+                sides.append(summarize_benchmark(benchmark, _score(options, benchmark, side)).objects)
+        comparison = compare_scores(*sides)
+        say(comparison_text(comparison, *map(str, options.compare)))
+        if options.json:
+            write_json(options.json, vars(comparison))
     return comparison
 
 

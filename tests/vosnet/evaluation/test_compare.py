@@ -1,12 +1,20 @@
 """The paired bootstrap: what two results on the same objects say about their difference."""
 
+import contextlib
 import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vosnet.errors import InputError
+from vosnet.evaluation import evaluate
 from vosnet.evaluation.compare import compare_scores
+from vosnet.evaluation.options import EvaluateOptions
+from vosnet.metrics.summary import STATISTICS
+from vosnet.runtime import Ranks
 
 Objects = dict[str, dict[str, float]]
 
@@ -60,3 +68,20 @@ def test_objects_are_listed_with_the_largest_loss_first() -> None:
     assert list(got.per_object) == ["o3", "o1", "o2", "o0"]
     assert list(got.per_object.values()) == pytest.approx([-0.3, -0.2, 0.0, 0.1])
     assert (got.first, got.second) == pytest.approx((0.5, 0.4))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_rank_reports(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def joined(backend: str, timeout_s: float) -> Iterator[Ranks]:
+        yield Ranks(rank, 2)
+
+    monkeypatch.setattr(evaluate, "joined_ranks", joined)
+    files = tmp_path / "a.json", tmp_path / "b.json"
+    for file, objects in zip(files, with_gains(0.1, -0.2)):
+        whole = {name: dict.fromkeys(STATISTICS, 0.5) | scores for name, scores in objects.items()}
+        file.write_text(json.dumps({"objects": whole}))
+    said: list[str] = []
+    report = tmp_path / "report.json"
+    got = evaluate.compare(EvaluateOptions(compare=files, json=report), said.append)
+    assert (got is not None, bool(said), report.exists()) == ((rank == 0),) * 3
