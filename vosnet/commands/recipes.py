@@ -85,8 +85,9 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
+        width = max(map(len, rows))
         for name, headline in rows.items():
-            print(f"{name:18} {headline}")
+            print(f"{name:{width}} {headline}")
     return 0
 
 
