@@ -163,7 +163,7 @@ class _Worker:
             return "gave no answer in time"
         try:
             if self._pipe.poll():
-                step, result = pickle.loads(self._pipe.recv_bytes())  # noqa: S301 (our own worker)
+                step, result = self._pipe.recv()
                 ready[step] = result
                 return None
         except (EOFError, OSError):
