@@ -35,6 +35,7 @@ CASES = [
     pytest.param(
         (1, 4, 64, 13, 17, 4), {"k": 10, "radius": 5, "shape": "disc", "global_frames": 1}, id="disc"
     ),
+    pytest.param((1, 2, 24, 12, 12, 2), {"k": 5, "radius": 16, "shape": "disc"}, id="disc-around-the-frame"),
     pytest.param((1, 1, 5, 3, 2, 1), {"k": 10, "radius": 0}, id="own-cell-only"),
     pytest.param((1, 3, 7, 5, 6, 2), {"k": 200, "radius": 2}, id="fewer-candidates-than-k"),
     pytest.param((1, 3, 100, 20, 23, 32), {"k": 32, "radius": 6, "global_frames": 2}, id="many-values"),

@@ -15,12 +15,14 @@ from tests.support.data_roots import (
     write_results,
     write_youtube_vos_root,
 )
+from vosnet.adaptation.settings import make_settings
 from vosnet.commands.cli import run
 from vosnet.commands.evaluate import main as evaluate_main
 from vosnet.commands.propagate import main as propagate_main
 from vosnet.masks import read_mask, write_mask
 from vosnet.propagation import Propagator
 from vosnet.synthetic import make_clip
+from vosnet.video.selection import Direction
 
 CLIP = make_clip(7, num_frames=5, size=(64, 96))
 QUICK = ["size=64", "iterations=2", "decoder_dims=[8,8,8,8]", "min_agreement=0", "precision=float32"]
@@ -66,6 +68,27 @@ def test_adapted_masks_are_final_and_the_propagated_ones_stay_beside_them(
     assert before["0.png"] == after["0.png"]
     assert before["4.png"] != after["4.png"]
     assert len(report["sha256"]) == 5
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_the_masks_are_those_of_the_propagator_in_the_same_direction(
+    frames: Path, tmp_path: Path, direction: Direction
+) -> None:
+    out, last = tmp_path / "out", tmp_path / "last.png"
+    write_mask(last, CLIP.masks[4])
+    first = tmp_path / "first.png"
+    given = ["--mask", f"0={first}", f"4={last}", "--direction", direction]
+    assert propagate(frames, out, *given) == 0
+    settings = make_settings(
+        size=64, iterations=2, decoder_dims=[8, 8, 8, 8], min_agreement=0, precision="float32"
+    )
+    propagator = Propagator.from_checkpoint("random", device="cpu", layer="layer2", num_recent=2)
+    masks = {0: CLIP.masks[0], 4: CLIP.masks[4]}
+    adapted = propagator.adapt(list(CLIP.frames), masks, settings, direction=direction)
+    found = dict(adapted.masks(list(CLIP.frames)))
+    assert len(found) == 5
+    for index, mask in found.items():
+        assert np.array_equal(read_mask(out / f"masks/{index}.png").ids, mask), index
 
 
 def test_a_model_that_lost_an_object_leaves_the_propagated_masks(

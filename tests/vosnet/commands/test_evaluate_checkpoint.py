@@ -18,7 +18,7 @@ from vosnet.commands.evaluate import main
 from vosnet.evaluation.davis import DavisBenchmark
 from vosnet.evaluation.evaluator import evaluate_in_memory
 from vosnet.evaluation.spread import share
-from vosnet.masks import read_mask
+from vosnet.masks import read_mask, write_mask
 from vosnet.models import build_encoder, save_encoder
 from vosnet.runtime import Ranks
 
@@ -139,6 +139,20 @@ def test_switches_add_up_over_the_set_options_and_objects_stay_lost_by_default(
     names = ("layer", "k", "radius", "num_recent", "empty_objects")
     assert [protocols[0][name] for name in names] == ["layer2", "3", "2", "1", "lose"]
     assert protocols[1]["empty_objects"] == "lose"
+
+
+def test_an_object_that_is_lost_fails_its_sequence_when_asked(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(davis, tmp_path / "davis")
+    first = tmp_path / "davis/Annotations/480p/bee/00000.png"
+    mask = read_mask(first).ids.copy()
+    mask[mask == 2] = 0
+    mask[1, 1] = 2  # one pixel, between the middles of the cells
+    write_mask(first, mask)
+    asked = ["--set", "empty_objects=refuse", "mask_down=nearest"]
+    assert run(main, arguments(tmp_path / "davis", tmp_path / "out", *asked)) != 0
+    assert re.search("bee: .*object 2 .*is empty on the feature grid", capsys.readouterr().err)
 
 
 def test_one_broken_sequence_leaves_the_others_done_and_no_number_not_even_an_old_one(

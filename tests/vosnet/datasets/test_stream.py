@@ -151,6 +151,26 @@ def test_f35_one_bad_video_in_a_hundred_is_replaced_the_same_way_every_time(tmp_
     assert all(same(a, b) for a, b in zip(batches, [again.batch(step) for step in range(5)], strict=True))
 
 
+@pytest.mark.parametrize("cache_mb", [0, 50])
+def test_a_broken_frame_is_found_by_its_number_after_the_step(videos: Path, cache_mb: int) -> None:
+    stream = stream_of(videos, frame_step=2, cache_mb=cache_mb)
+    entry = stream.entries[0]
+    broken = Path(entry.path) / "00002.jpg"  # frame 1 of every second one
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert len(stream.store.read(entry, [2, 3])) == 2
+    with pytest.raises(InputError, match="1 of the frames drawn from .* are broken"):
+        stream.store.read(entry, [1, 2])
+
+
+def test_f35_a_replacement_that_is_broken_too_is_replaced_by_another(videos: Path) -> None:
+    stream = stream_of(videos, batch_size=6)
+    for entry in stream.entries[:4]:
+        for frame in Path(entry.path).iterdir():
+            frame.write_bytes(frame.read_bytes()[:100])
+    whole = {entry.name for entry in stream.entries[4:]}
+    assert set(stream.batch(0).names) == whole
+
+
 def test_f35_more_than_five_percent_bad_videos_stop_the_run(videos: Path) -> None:
     for i in range(2):
         (videos / f"broken{i}.mp4").write_bytes(b"this is no video")

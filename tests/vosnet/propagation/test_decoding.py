@@ -38,6 +38,13 @@ def test_the_answer_is_a_distribution_over_background_and_objects_on_a_quarter_o
     torch.testing.assert_close(probs.sum(0), torch.ones(12, 18))
 
 
+def test_a_sliced_mask_takes_the_top_left_pixel_of_each_cell_of_the_answer() -> None:
+    tracker = decoding_propagator(mask_down="slice").tracker()
+    mask = make_mask({1: (9, 10, 30, 31), 2: BOXES[2]})
+    probs = tracker.step(make_scene(1)[0], mask)
+    assert torch.equal(probs, torch.from_numpy(np.stack([mask[::4, ::4] == i for i in (0, 1, 2)])).float())
+
+
 def test_rounds_follow_one_another() -> None:
     answers = [run(decoding_propagator(rounds=rounds), {0: make_mask(BOXES)}, 2)[1] for rounds in (1, 2, 3)]
     assert not np.allclose(answers[0], answers[1])

@@ -99,6 +99,19 @@ def test_the_memory_starts_as_a_copy_of_what_the_first_phase_learned(tmp_path: P
         assert torch.equal(first[name], first["memory_encoder.network" + name.removeprefix("encoder")])
 
 
+def test_a_memory_that_hardly_moves_is_still_what_the_first_phase_learned(tmp_path: Path) -> None:
+    slow = ("phases.1.schedule.steps=1", "phases.1.objective.momentum=0.999999999", "optimizer.lr=1e-2")
+    run(tmp_path / "run", *slow, stop=3)
+    learned = state(tmp_path / "run")
+    run(tmp_path / "run", *slow, resume="auto")
+    then = state(tmp_path / "run")
+    weights = [name for name in learned if name.startswith("encoder.") and name.endswith("conv1.weight")]
+    assert weights
+    for name in weights:
+        held = then["memory_encoder.network" + name.removeprefix("encoder")]
+        torch.testing.assert_close(held, learned[name], rtol=0, atol=1e-6)
+
+
 def test_the_optimizers_state_goes_over_when_asked(whole: Path, tmp_path: Path) -> None:
     run(tmp_path / "run", "phases.1.optimizer_state=kept")
     for out, count in ((whole, 2), (tmp_path / "run", 5)):

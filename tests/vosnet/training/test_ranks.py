@@ -92,6 +92,12 @@ def test_two_ranks_give_the_losses_of_one_with_the_same_batch(tmp_path: Path) ->
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
+def test_the_minutes_of_two_ranks_are_those_of_the_clock(tmp_path: Path) -> None:
+    limited = ["training.batch_size=4", "training.log_steps=1", "schedule={minutes: 0.05}"]
+    assert _two_ranks(tmp_path / "run", tmp_path / "answers", [limited, limited]) == ["done", "done"]
+    assert read_rows(tmp_path / "run")[-1]["elapsed_s"] >= 3
+
+
 def test_f31_two_ranks_continue_bit_for_bit(tmp_path: Path) -> None:
     shorter = ["training.batch_size=4", "schedule={steps: 1}"]
     assert _two_ranks(tmp_path / "whole", tmp_path / "1", [BATCH, BATCH]) == ["done", "done"]
