@@ -95,8 +95,21 @@ class CheckpointFolder:
             return float("-inf")
 
     def load_latest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest undamaged checkpoint; see `Versions.newest`."""
-        return self.versions.newest(load_checkpoint, warn)
+        """The newest undamaged checkpoint, or None; damaged ones are reported and passed over.
+
+        Raises:
+            InputError: there are checkpoints but all are damaged (E273).
+        """
+        versions = self.versions.complete()
+        for path in reversed(versions):
+            try:
+                return load_checkpoint(path)
+            except InputError as error:
+                warn(f"{error.message}; using the checkpoint before it")
+        if versions:
+            hint = "Start again with --overwrite."
+            raise InputError("E273", f"every checkpoint in {self.folder} is damaged", hint)
+        return None
 
     def _point(self, name: str, folder: Path) -> None:
         """Let `name` mean `folder`: a relative link, replaced in one step; a copy where links fail."""

@@ -40,13 +40,17 @@ class DivergenceGuard:
     @property
     def diverged(self) -> bool:
         """Whether the run should end."""
-        return self.in_a_row >= self.max_in_a_row or sum(self._recent) > MAX_SHARE * WINDOW
+        return self._too_many_in_a_row or sum(self._recent) > MAX_SHARE * WINDOW
+
+    @property
+    def _too_many_in_a_row(self) -> bool:
+        return self.in_a_row >= self.max_in_a_row
 
     def error(self, step: int) -> DivergedError:
         """What to raise once `diverged`."""
-        what = "steps in a row" if self.in_a_row >= self.max_in_a_row else "of the last 200 steps"
-        many = self.in_a_row if self.in_a_row >= self.max_in_a_row else "more than 5 %"
-        message = f"training diverged at step {step}: {many} {what} had a loss or gradient that is not finite"
+        in_a_row, share = f"{self.in_a_row} steps in a row", "more than 5 % of the last 200 steps"
+        what = in_a_row if self._too_many_in_a_row else share
+        message = f"training diverged at step {step}: {what} had a loss or gradient that is not finite"
         hint = "Look at diverged/report.json; lower optimizer.lr, or set training.precision=float32."
         return DivergedError("E701", message, hint)
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vosnet import files
 from vosnet.errors import InputError
 
 MANIFEST_NAME = "manifest.json"
 KEPT = 2
-
-T = TypeVar("T")
 
 
 class Versions:
@@ -66,23 +64,6 @@ class Versions:
             files.remove_stale_temporaries(path)
             if not (path / MANIFEST_NAME).is_file():
                 shutil.rmtree(path)
-
-    def newest(self, load: Callable[[Path], T], warn: Callable[[str], None]) -> T | None:
-        """The newest version that `load` accepts, or None; damaged ones are reported and passed over.
-
-        Raises:
-            InputError: there are versions but all are damaged (E273).
-        """
-        versions = self.complete()
-        for path in reversed(versions):
-            try:
-                return load(path)
-            except InputError as error:
-                warn(f"{error.message}; using the checkpoint before it")
-        if versions:
-            hint = "Start again with --overwrite."
-            raise InputError("E273", f"every checkpoint in {self.folder} is damaged", hint)
-        return None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
