@@ -189,8 +189,7 @@ def _claim(
     settings: dict[str, Any]
     settings = {"dataset": options.dataset, "root": str(options.root.resolve()), "sequences": benchmark.names}
     if propagator is not None:
-        protocol = {key: str(value) for key, value in vars(propagator.protocol).items()}
-        settings |= {"encoder": propagator.source, "protocol": protocol}
+        settings |= propagator.settings()
     if options.adaptation is not None:
         settings["adaptation"] = dataclasses.asdict(options.adaptation)
         settings["adapted from"] = str(options.results.resolve()) if options.results else None

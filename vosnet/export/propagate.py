@@ -117,8 +117,7 @@ def _settings(
         "video": str(options.video.resolve()),
         "frames": [selection.indices.start, selection.indices.stop, selection.indices.step],
         "masks": {str(place): hashlib.sha256(mask.tobytes()).hexdigest() for place, mask in masks.items()},
-        "encoder": propagator.source,
-        "protocol": {key: str(value) for key, value in vars(propagator.protocol).items()},
+        **propagator.settings(),
         "direction": direction,
     }
     if options.adaptation is not None:

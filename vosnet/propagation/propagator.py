@@ -171,6 +171,11 @@ class Propagator:
         source = f"encoder {wrapped.name}"
         return cls(extractor, protocol, source, allow_degrade=allow_degrade, segmenter=segmenter)
 
+    def settings(self) -> dict[str, Any]:
+        """Encoder and protocol as plain values: results are continued only under the same."""
+        protocol = {key: str(value) for key, value in vars(self.protocol).items()}
+        return {"encoder": self.source, "protocol": protocol}
+
     @property
     def device(self) -> str:
         """Where the encoder runs now."""
