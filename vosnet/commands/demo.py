@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and print J&F of random and of trained weights, and where the pictures are."""
     parser = make_parser(
         "demo",
-        "Train on generated video for half a minute, then carry the first mask of an unseen clip, whose "
+        "Train 120 steps on generated video, then carry the first mask of an unseen clip, whose "
         "objects occlude each other, leave and come back, through it with random and with trained weights.",
         ["", "--out demo", "--frames 24 schedule.minutes=0.1"],
     )
